@@ -1,0 +1,146 @@
+"""Timing two models against each other: paired, interleaved, with spread.
+
+A number is worth what is written next to it, so every result carries a fingerprint of hardware,
+threads, dtype and versions. Medians of single runs drift with the machine's load; the ratio of
+neighbouring runs does not, so the speed-up is the median of paired ratios.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank.errors import LowRankError
+
+MIN_SAMPLE_S = 0.02
+"""A sample repeats the call until it lasts this long: below it the clock's and the scheduler's
+jitter shows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """Two callables timed in turns."""
+
+    first_s: list[float]
+    second_s: list[float]
+    """Seconds per call, one entry per repeat."""
+
+    @property
+    def ratios(self) -> list[float]:
+        """first / second: how many times faster the second is, per repeat."""
+        return [a / b for a, b in zip(self.first_s, self.second_s, strict=True)]
+
+    @property
+    def speedup(self) -> float:
+        return median(self.ratios)
+
+    @property
+    def speedup_quartiles(self) -> tuple[float, float]:
+        return quartiles(self.ratios)
+
+
+def quartiles(values: list[float]) -> tuple[float, float]:
+    """First and third, inclusive method."""
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def time_pair(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    repeats: int,
+    synchronize: Callable[[], None] | None = None,
+) -> Pair:
+    """Time two callables in turns, swapping who goes first at every repeat.
+
+    Args:
+        first: For example the dense model's forward pass.
+        second: For example the compressed one's.
+        repeats: Pairs, >= 2.
+        synchronize: Waits for the device; called before each reading of the clock.
+    """
+    if repeats < 2:
+        raise LowRankError(f"repeats >= 2 must hold, got {repeats}")
+    wait = synchronize or (lambda: None)
+    calls = tuple(_calls_per_sample(call, wait) for call in (first, second))
+    samples: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats):
+        for which in (0, 1) if repeat % 2 == 0 else (1, 0):
+            samples[which].append(_sample((first, second)[which], calls[which], wait))
+    return Pair(first_s=samples[0], second_s=samples[1])
+
+
+def forward_pair(
+    dense: nn.Module, compressed: nn.Module, inputs: Mapping[str, Any], repeats: int
+) -> Pair:
+    """`time_pair` of two models' forward passes in inference mode, on the device of the inputs."""
+    device = next(iter(inputs.values())).device
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else None
+    dense.eval()
+    compressed.eval()
+    with torch.inference_mode():
+        return time_pair(
+            lambda: dense(**inputs), lambda: compressed(**inputs), repeats, synchronize
+        )
+
+
+@contextmanager
+def num_threads(count: int | None) -> Iterator[int]:
+    """Set torch's intra-op threads within the block; by default all cores of this process."""
+    count = count or len(os.sched_getaffinity(0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield count
+    finally:
+        torch.set_num_threads(before)
+
+
+def fingerprint(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What a timing depends on besides the model; JSON."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _calls_per_sample(call: Callable[[], object], wait: Callable[[], None]) -> int:
+    for _ in range(2):
+        call()
+    elapsed = _sample(call, 1, wait)
+    return max(1, round(MIN_SAMPLE_S / elapsed)) if elapsed > 0 else 1
+
+
+def _sample(call: Callable[[], object], calls: int, wait: Callable[[], None]) -> float:
+    wait()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    wait()
+    return (time.perf_counter() - start) / calls
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

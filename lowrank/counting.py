@@ -1,0 +1,54 @@
+"""Counting whole models: parameters and multiply-accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lowrank.linear import LowRankLinear
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Distinct parameters: tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def num_matrix_parameters(model: nn.Module, names: list[str]) -> int:
+    """Weights (without biases) stored for the named layers, dense or low-rank."""
+    total = 0
+    for name in names:
+        module = model.get_submodule(name)
+        if isinstance(module, LowRankLinear):
+            total += module.down.weight.numel() + module.up.weight.numel()
+        else:
+            weight = module.weight
+            assert isinstance(weight, torch.Tensor)
+            total += weight.numel()
+    return total
+
+
+def macs_per_token(model: nn.Module, inputs: Mapping[str, Any], num_tokens: int) -> float:
+    """Multiply-accumulates of one forward pass per token, attention products included.
+
+    Counted by torch's FlopCounterMode (two FLOPs are one multiply-accumulate) on the shapes that
+    the pass really has; embedding look-ups are free.
+
+    Args:
+        model: Called as `model(**inputs)` in evaluation mode.
+        inputs: One batch.
+        num_tokens: Tokens in that batch.
+    """
+    training = model.training
+    model.eval()
+    try:
+        # fused attention kernels hide their products from the counter
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
+            model(**inputs)
+    finally:
+        model.train(training)
+    return count.get_total_flops() / 2 / num_tokens

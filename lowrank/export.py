@@ -1,0 +1,233 @@
+"""Saving and loading: safetensors for the weights, a JSON manifest for the structure.
+
+Nothing is pickled. Loading compares every tensor with the manifest and with the model, and stops
+at the first thing that is missing, unexpected, damaged or not finite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lowrank.errors import ExportError
+from lowrank.linear import LowRankLinear, is_matrix_layer, layer_shape
+from lowrank.surgery import replace_layers
+
+SCHEMA_VERSION = 1
+WEIGHTS = "model.safetensors"
+MANIFEST = "lowrank.json"
+
+
+def save(model: nn.Module, folder: Path | str, metadata: dict[str, Any] | None = None) -> Path:
+    """Write `model.safetensors` and `lowrank.json`.
+
+    Args:
+        model: Compacted (no gates left); dense models are fine too.
+        folder: Created if needed.
+        metadata: Any JSON value to keep in the manifest.
+
+    Raises:
+        ExportError: A gate is left, or a tensor is not finite.
+        OSError: The folder cannot be written.
+    """
+    folder = Path(folder)
+    tensors, aliases = _distinct_tensors(model)
+    for name, tensor in tensors.items():
+        if ".gate." in f".{name}":
+            raise ExportError(f"{name}: gates are still in the model, call Pruner.finish() first")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ExportError(f"{name}: a saved model must be finite, found NaN or infinity")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / (WEIGHTS + ".partial")
+    save_file(tensors, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / WEIGHTS)
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "weights_sha256": sha256_of(folder / WEIGHTS),
+        "low_rank": _low_rank_layers(model),
+        "aliases": aliases,
+        "tensors": {
+            k: [str(v.dtype).removeprefix("torch."), list(v.shape)] for k, v in tensors.items()
+        },
+        "metadata": metadata or {},
+    }
+    # the manifest comes last: a folder without one was never finished
+    partial = folder / (MANIFEST + ".partial")
+    partial.write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
+    return folder
+
+
+def load(model: nn.Module, folder: Path | str) -> nn.Module:
+    """Give a freshly built dense model the structure and weights of a saved one.
+
+    Args:
+        model: Of the original architecture, with any weights; changed in place.
+        folder: As written by `save`.
+
+    Returns:
+        The model (another object only if the model is itself a layer).
+
+    Raises:
+        ExportError: Anything does not fit; the message names the first offenders.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    tensors = _read_tensors(folder, manifest)
+    model = _restructure(model, manifest["low_rank"])
+    for alias, name in manifest["aliases"].items():
+        tensors[alias] = tensors[name]
+    _check_keys(model, tensors)
+    # the file decides the dtype: a bfloat16 export stays one
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != tensors[name].dtype:
+            parameter.data = parameter.data.to(tensors[name].dtype)
+    model.load_state_dict(tensors, strict=True)
+    return model
+
+
+def read_manifest(folder: Path | str) -> dict[str, Any]:
+    """The manifest of a saved model, checked for completeness."""
+    path = Path(folder) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ExportError(f"{path}: no such file; not a finished lowrank export") from None
+    except (ValueError, OSError) as error:
+        raise ExportError(f"{path}: cannot be read as JSON: {error}") from error
+    wanted = {"schema_version", "weights_sha256", "low_rank", "aliases", "tensors", "metadata"}
+    if not isinstance(manifest, dict) or not wanted <= set(manifest):
+        raise ExportError(f"{path}: a manifest has the keys {sorted(wanted)}")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise ExportError(
+            f"{path}: schema version {SCHEMA_VERSION} is read here, "
+            f"got {manifest['schema_version']}"
+        )
+    return manifest
+
+
+def num_stored_parameters(folder: Path | str) -> int:
+    """Elements in the weights file, from its header; tied tensors are stored once."""
+    with safe_open(Path(folder) / WEIGHTS, framework="pt") as weights:
+        return sum(_numel(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _numel(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """State without duplicates, and which further names the tied tensors have."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, tensor in model.state_dict().items():
+        identity = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and identity in first:
+            aliases[name] = first[identity]
+        else:
+            first[identity] = name
+            tensors[name] = tensor.detach().cpu().contiguous()
+    return tensors, aliases
+
+
+def _low_rank_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "in_features": m.in_features,
+            "out_features": m.out_features,
+            "rank": m.rank,
+            "bias": m.up.bias is not None,
+        }
+        for name, m in model.named_modules(remove_duplicate=False)
+        if isinstance(m, LowRankLinear)
+    }
+
+
+def _read_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ExportError(f"{path}: not a whole safetensors file: {error}") from error
+    found = {k: [str(v.dtype).removeprefix("torch."), list(v.shape)] for k, v in tensors.items()}
+    if found != manifest["tensors"]:
+        wrong = [
+            k
+            for k in {**found, **manifest["tensors"]}
+            if found.get(k) != manifest["tensors"].get(k)
+        ]
+        raise ExportError(
+            f"{path}: differs from the manifest in {_some(wrong)} "
+            "(missing, unexpected, or another shape or type)"
+        )
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ExportError(f"{path}: {name} holds NaN or infinity")
+    actual = sha256_of(path)
+    if actual != manifest["weights_sha256"]:
+        raise ExportError(
+            f"{path}: SHA-256 is {actual}, the manifest says {manifest['weights_sha256']}"
+        )
+    return tensors
+
+
+def _restructure(model: nn.Module, low_rank: dict[str, dict[str, Any]]) -> nn.Module:
+    """Swap the named dense layers for empty low-rank ones."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    made: dict[int, LowRankLinear] = {}
+    for name, layer in low_rank.items():
+        module = modules.get(name)
+        if module is None or not is_matrix_layer(module):
+            raise ExportError(f"layer {name!r} of the export does not exist in this model")
+        shape = layer_shape(module)
+        wanted = (layer["in_features"], layer["out_features"])
+        if (shape.in_features, shape.out_features) != wanted:
+            raise ExportError(
+                f"layer {name!r}: {wanted} features in the export, "
+                f"{(shape.in_features, shape.out_features)} in this model"
+            )
+        if id(module) not in made:
+            made[id(module)] = LowRankLinear(*wanted, rank=layer["rank"], bias=layer["bias"])
+    return replace_layers(model, lambda _, module: made.get(id(module)))
+
+
+def _check_keys(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    state = model.state_dict()
+    missing = [name for name in state if name not in tensors]
+    unexpected = [name for name in tensors if name not in state]
+    reshaped = [n for n, t in tensors.items() if n in state and state[n].shape != t.shape]
+    problems = [
+        f"{what}: {_some(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", reshaped),
+        )
+        if names
+    ]
+    if problems:
+        raise ExportError("the export does not fit this model; " + "; ".join(problems))
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(sorted(names)[:most]) + more

@@ -1,0 +1,71 @@
+"""Saving and loading transformers models with their configuration and tokenizer.
+
+The folder holds config.json, the tokenizer's files, model.safetensors and lowrank.json.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lowrank.errors import ExportError
+from lowrank.export import load, read_manifest, save
+
+AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSequenceClassification")
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: Path | str,
+    auto_class: str,
+    tokenizer: Any = None,
+    metadata: dict[str, Any] | None = None,
+) -> Path:
+    """Write a compacted transformers model so that `load_pretrained(folder)` brings it back.
+
+    Args:
+        model: A transformers model, without gates.
+        folder: Created if needed.
+        auto_class: Which Auto class builds it, one of `AUTO_CLASSES`.
+        tokenizer: Saved beside it, if given.
+        metadata: Kept in the manifest.
+    """
+    _check_auto_class(auto_class)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return save(model, folder, {"auto_class": auto_class, **(metadata or {})})
+
+
+def load_pretrained(folder: Path | str) -> nn.Module:
+    """Build the model from config.json and load structure and weights; evaluation mode.
+
+    Raises:
+        ExportError: Anything missing, unexpected or damaged.
+    """
+    import transformers
+
+    folder = Path(folder)
+    auto_class = read_manifest(folder)["metadata"].get("auto_class")
+    _check_auto_class(auto_class)
+    if not (folder / "config.json").is_file():
+        raise ExportError(f"{folder / 'config.json'}: no such file")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = getattr(transformers, auto_class).from_config(config)
+    return load(model, folder).eval()
+
+
+def load_tokenizer(folder: Path | str) -> Any:
+    """The tokenizer saved beside the model."""
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(Path(folder))
+
+
+def _check_auto_class(auto_class: object) -> None:
+    if auto_class not in AUTO_CLASSES:
+        raise ExportError(f"auto_class must be one of {AUTO_CLASSES}, got {auto_class!r}")
