@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lowrank.errors import ExportError
+from lowrank.gate import HardConcreteGate
 from lowrank.linear import LowRankLinear, is_matrix_layer, layer_shape
 from lowrank.surgery import replace_layers
 
 SCHEMA_VERSION = 1
 WEIGHTS = "model.safetensors"
 MANIFEST = "lowrank.json"
+MANIFEST_TYPES = {
+    "schema_version": int,
+    "weights_sha256": str,
+    "low_rank": dict,
+    "aliases": dict,
+    "tensors": dict,
+    "metadata": dict,
+}
+LAYER_KEYS = {"in_features", "out_features", "rank", "bias"}
 
 
 def save(model: nn.Module, folder: Path | str, metadata: dict[str, Any] | None = None) -> Path:
@@ -39,10 +50,12 @@ def save(model: nn.Module, folder: Path | str, metadata: dict[str, Any] | None =
         OSError: The folder cannot be written.
     """
     folder = Path(folder)
+    for name, module in model.named_modules():
+        # by class, not by name: mixtures of experts have a `gate` of their own
+        if isinstance(module, HardConcreteGate):
+            raise ExportError(f"{name}: gates are still in the model, call Pruner.finish() first")
     tensors, aliases = _distinct_tensors(model)
     for name, tensor in tensors.items():
-        if ".gate." in f".{name}":
-            raise ExportError(f"{name}: gates are still in the model, call Pruner.finish() first")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ExportError(f"{name}: a saved model must be finite, found NaN or infinity")
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,12 +97,14 @@ def load(model: nn.Module, folder: Path | str) -> nn.Module:
     tensors = _read_tensors(folder, manifest)
     model = _restructure(model, manifest["low_rank"])
     for alias, name in manifest["aliases"].items():
+        if name not in tensors:
+            raise ExportError(f"{folder / MANIFEST}: alias {alias!r} of a missing tensor {name!r}")
         tensors[alias] = tensors[name]
     _check_keys(model, tensors)
     # the file decides the dtype: a bfloat16 export stays one
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != tensors[name].dtype:
-            parameter.data = parameter.data.to(tensors[name].dtype)
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if name in tensors and tensor.dtype != tensors[name].dtype:
+            tensor.data = tensor.data.to(tensors[name].dtype)
     model.load_state_dict(tensors, strict=True)
     return model
 
@@ -103,9 +118,16 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
         raise ExportError(f"{path}: no such file; not a finished lowrank export") from None
     except (ValueError, OSError) as error:
         raise ExportError(f"{path}: cannot be read as JSON: {error}") from error
-    wanted = {"schema_version", "weights_sha256", "low_rank", "aliases", "tensors", "metadata"}
-    if not isinstance(manifest, dict) or not wanted <= set(manifest):
-        raise ExportError(f"{path}: a manifest has the keys {sorted(wanted)}")
+    if not isinstance(manifest, dict) or not MANIFEST_TYPES.keys() <= manifest.keys():
+        raise ExportError(f"{path}: a manifest has the keys {sorted(MANIFEST_TYPES)}")
+    for key, wanted in MANIFEST_TYPES.items():
+        if not isinstance(manifest[key], wanted):
+            raise ExportError(f"{path}: {key} must be of type {wanted.__name__}")
+    for name, layer in manifest["low_rank"].items():
+        if not isinstance(layer, dict) or not layer.keys() >= LAYER_KEYS:
+            raise ExportError(f"{path}: layer {name!r} must have {sorted(LAYER_KEYS)}")
+        if not isinstance(layer["rank"], int) or layer["rank"] < 1:
+            raise ExportError(f"{path}: layer {name!r}: rank >= 1 must hold")
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise ExportError(
             f"{path}: schema version {SCHEMA_VERSION} is read here, "
@@ -224,6 +246,12 @@ def _check_keys(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         )
         if names
     ]
+    if not problems:
+        # loading would let the last of them win in silence
+        ties = _distinct_tensors(model)[1].items()
+        apart = [name for name, first in ties if not torch.equal(tensors[name], tensors[first])]
+        if apart:
+            problems.append(f"tied in this model, not in the export: {_some(apart)}")
     if problems:
         raise ExportError("the export does not fit this model; " + "; ".join(problems))
 

@@ -55,10 +55,13 @@ def factorize(weight: Tensor, rank: int | None = None) -> Factorization:
         raise LowRankError("the weight holds values that are not finite")
     left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
     root = singular[:rank].sqrt()
-    energy = singular.square().sum()
-    lost = singular[rank:].square().sum()
+    # relative to the largest, whose square may overflow
+    relative = singular / singular[0] if singular[0] > 0 else singular
+    energy = relative.square().sum()
+    lost = relative[rank:].square().sum()
+    # LAPACK's results are column-major, which safetensors refuses
     return Factorization(
-        down=(root[:, None] * right[:rank]).to(weight.dtype),
-        up=(left[:, :rank] * root).to(weight.dtype),
+        down=(root[:, None] * right[:rank]).to(weight.dtype).contiguous(),
+        up=(left[:, :rank] * root).to(weight.dtype).contiguous(),
         nmse=float(lost / energy) if energy > 0 else 0.0,
     )

@@ -79,7 +79,8 @@ def expected_value(log_alpha: Tensor, config: GateConfig) -> Tensor:
     nodes, weights = _quadrature(config)
     thresholds = torch.tensor(nodes, dtype=log_alpha.dtype, device=log_alpha.device)
     mass = torch.tensor(weights, dtype=log_alpha.dtype, device=log_alpha.device)
-    return torch.sigmoid(log_alpha[..., None] - thresholds) @ mass
+    # not a matrix product: autocast would round that to bfloat16
+    return (torch.sigmoid(log_alpha[..., None] - thresholds) * mass).sum(-1)
 
 
 def sample(log_alpha: Tensor, uniform: Tensor, config: GateConfig) -> Tensor:

@@ -54,7 +54,10 @@ def load_pretrained(folder: Path | str) -> nn.Module:
     _check_auto_class(auto_class)
     if not (folder / "config.json").is_file():
         raise ExportError(f"{folder / 'config.json'}: no such file")
-    config = transformers.AutoConfig.from_pretrained(folder)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{folder / 'config.json'}: cannot be read: {error}") from error
     model = getattr(transformers, auto_class).from_config(config)
     return load(model, folder).eval()
 

@@ -30,11 +30,11 @@ class AugmentedLagrangian:
 
     @property
     def lambda_linear(self) -> float:
-        return float(self._lambda[0])
+        return float(self._lambda.detach()[0])
 
     @property
     def lambda_quadratic(self) -> float:
-        return float(self._lambda[1])
+        return float(self._lambda.detach()[1])
 
     def penalty(self, expected_density: Tensor, target: float) -> Tensor:
         """lambda_1 (s - t) + lambda_2 (s - t)^2, scalar, differentiable in s only."""

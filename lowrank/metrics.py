@@ -8,7 +8,10 @@ import math
 def perplexity(total_nats: float, count: float) -> float:
     """exp(nats / count); per token or per word, whichever `count` counts. Infinity on overflow."""
     mean = total_nats / count
-    return math.exp(mean) if mean < 700 else math.inf
+    try:
+        return math.exp(mean)
+    except OverflowError:
+        return math.inf
 
 
 def bits_per_character(total_nats: float, num_characters: float) -> float:

@@ -7,6 +7,7 @@ left out would still fit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -58,8 +59,10 @@ def project(
     spent = sum(shapes[name].num_parameters(rank) for name, rank in ranks.items())
     if spent > allowed:
         total = sum(shape.num_dense for shape in shapes.values())
+        # rounded up, so that the number in the message does work
+        least = math.ceil(spent / total * 1e6) / 1e6
         raise DensityError(
-            f"density >= {spent / total:.6f} must hold to keep rank {min_rank} in each of "
+            f"density >= {least:.6f} must hold to keep rank {min_rank} in each of "
             f"{len(shapes)} layers, got {density}"
         )
     order = {

@@ -128,7 +128,7 @@ class Pruner:
         return self.lagrangian.penalty(self.expected_density(), self.target)
 
     def step(self) -> None:
-        """After the optimizer's step: multipliers ascend, the target moves on, gates are redrawn."""
+        """After the optimizer's step: multipliers ascend, the target moves on, gates redraw."""
         with torch.no_grad():
             self.lagrangian.ascend(float(self.expected_density()), self.target)
         self.step_index += 1

@@ -1,0 +1,157 @@
+"""The `lowrank` command, also `python -m jobs`.
+
+Only what help needs is imported here: torch, ray and mlflow come in when a command runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SpecArgument = Annotated[
+    Path, typer.Argument(help="The campaign's YAML file.", metavar="SPEC", show_default=False)
+]
+SetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        help="Override one field, e.g. --set tasks.docs-lm.dense.steps=50. May be repeated.",
+        metavar="PATH=VALUE",
+        default_factory=list,
+        show_default=False,
+    ),
+]
+TaskOption = Annotated[
+    str | None,
+    typer.Option("--task", help="Name of a task of the spec; may be left out if there is one."),
+]
+
+app = typer.Typer(
+    name="lowrank",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="""Make transformer models smaller and faster by factorized low-rank pruning.
+
+    A campaign is one YAML file: tasks, a method, densities to try, and the rules by which one
+    model per task is picked and promoted in the MLflow registry.
+
+    [bold]Start here[/bold]
+
+      lowrank validate SPEC      is the file right, and what would run?
+
+      lowrank run SPEC           train, search, measure, choose, promote
+
+      lowrank ui SPEC            look at every run in MLflow
+
+    The same `run` command again finishes what is missing and redoes nothing.
+    """,
+)
+
+
+@app.command()
+def validate(spec: SpecArgument, set_: SetOption) -> None:
+    """Read a spec, explain every mistake, and list the trials it would run."""
+    from jobs.commands import validate as command
+
+    _exit(command, spec, set_)
+
+
+@app.command()
+def run(spec: SpecArgument, set_: SetOption) -> None:
+    """Run a campaign, or finish one that was interrupted.
+
+    Per task: the dense model is trained (or loaded), Ray Tune runs the trials, each on its own
+    data-parallel workers; then speed is measured with the machine to itself, a model is picked
+    from the Pareto front, registered, fetched back, evaluated again, and promoted if it passes
+    the gates. Ray starts on this machine unless RAY_ADDRESS names a cluster.
+    """
+    from jobs.commands import run as command
+
+    _exit(command, spec, set_)
+
+
+@app.command()
+def report(spec: SpecArgument, set_: SetOption) -> None:
+    """Show a finished campaign as a table, and write its HTML report again."""
+    from jobs.commands import report as command
+
+    _exit(command, spec, set_)
+
+
+@app.command()
+def promote(
+    spec: SpecArgument,
+    set_: SetOption,
+    task: TaskOption = None,
+    version: Annotated[
+        str | None, typer.Option(help="Registry version; by default the candidate.")
+    ] = None,
+    skip_gates: Annotated[
+        bool, typer.Option("--skip-gates", help="Promote even if a gate of the spec fails.")
+    ] = False,
+) -> None:
+    """Make a registered model the champion, after fetching and evaluating it again."""
+    from jobs.commands import promote as command
+
+    _exit(command, spec, set_, task, version, skip_gates)
+
+
+@app.command()
+def rollback(spec: SpecArgument, set_: SetOption, task: TaskOption = None) -> None:
+    """Give the champion's place back to the version that held it before."""
+    from jobs.commands import rollback as command
+
+    _exit(command, spec, set_, task)
+
+
+@app.command()
+def compress(
+    spec: SpecArgument,
+    set_: SetOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model.")],
+    task: TaskOption = None,
+    density: Annotated[
+        float | None, typer.Option(help="Kept fraction; by default method.density.")
+    ] = None,
+) -> None:
+    """Compress one model in this process: no search, no cluster, no tracking.
+
+    Takes model, data and method from one task of a spec, trains or loads the dense model,
+    prunes it to one density, and writes a folder that `lowrank.hf.load_pretrained` reads.
+    """
+    from jobs.commands import compress as command
+
+    _exit(command, spec, set_, output, task, density)
+
+
+@app.command()
+def ui(
+    spec: SpecArgument,
+    set_: SetOption,
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
+) -> None:
+    """Open MLflow's pages on the campaign's store: runs, curves, models, registry."""
+    from jobs.commands import ui as command
+
+    _exit(command, spec, set_, port)
+
+
+def _exit(command: Callable[..., int], *args: object) -> None:
+    """Run a command; what went wrong is one message and an exit code, not a traceback."""
+    from jobs.failure import run_command
+
+    raise typer.Exit(run_command(command, *args))
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

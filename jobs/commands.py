@@ -1,0 +1,242 @@
+"""What each command of `lowrank` does. Returns the exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.errors import CampaignError, redact_uri
+from orchestrator.spec import CampaignSpec
+from orchestrator.spec_io import load_spec
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+def say(text: str) -> None:
+    console.print(text, markup=False)
+
+
+def validate(path: Path, overrides: Sequence[str]) -> int:
+    """Read the spec; list tasks and trials."""
+    from orchestrator.search import plan_trials
+
+    spec = load_spec(path, overrides)
+    say(f"{path}: campaign {spec.name!r}, seed {spec.seed}, results under {spec.storage}")
+    for task in spec.tasks:
+        resources = spec.resources_of(task)
+        plans = plan_trials(spec, task, data_hash="")
+        method = spec.method_of(task)
+        steps = method.anneal_steps + method.hold_steps + method.finetune_steps
+        say(
+            f"  {task.name} ({task.kind}): dense {task.dense.steps} steps; {len(plans)} trials "
+            f"of {steps} steps on {resources.workers} worker(s), "
+            f"{resources.concurrent_trials} side by side"
+        )
+        for plan in plans:
+            say(f"    {plan.name}")
+    return 0
+
+
+def run(path: Path, overrides: Sequence[str]) -> int:
+    """Run or finish the campaign."""
+    from orchestrator.campaign import Campaign
+    from orchestrator.tracking import default_tracking_uri
+
+    spec = load_spec(path, overrides)
+    campaign = Campaign(spec, say)
+    result = campaign.run()
+    _tables(result)
+    uri = spec.tracking.uri or default_tracking_uri(spec.storage)
+    say(f"report   {campaign.layout.report}")
+    say(f"MLflow   {redact_uri(uri)}   (lowrank ui {path})")
+    failed = sum(len(task.failed) for task in result.tasks)
+    if failed:
+        say(f"{failed} trial(s) failed; their reasons are in the report")
+    return 0
+
+
+def report(path: Path, overrides: Sequence[str]) -> int:
+    """Tables in the terminal, and the HTML file again."""
+    from orchestrator.layout import Layout
+    from orchestrator.records import CampaignResult
+    from orchestrator.report import write_report
+
+    spec = load_spec(path, overrides)
+    layout = Layout(Path(spec.storage), spec.name)
+    if not layout.result.exists():
+        raise CampaignError(
+            f"campaign {spec.name!r} has no result in {layout.root} yet: lowrank run {path}"
+        )
+    result = CampaignResult.load(layout.result)
+    _tables(result)
+    say(f"report   {write_report(result, layout.report)}")
+    return 0
+
+
+def promote(
+    path: Path,
+    overrides: Sequence[str],
+    task_name: str | None,
+    version: str | None,
+    skip_gates: bool,
+) -> int:
+    """Champion by hand: the candidate, or any version of the campaign."""
+    from orchestrator.layout import Layout
+    from orchestrator.promotion import promote_version, registered_name
+    from orchestrator.records import CampaignResult
+    from orchestrator.registry import CANDIDATE
+
+    spec = load_spec(path, overrides)
+    task = _task(spec, task_name)
+    name, registry = registered_name(spec, task.name), _registry(spec)
+    version = version or registry.version(name, CANDIDATE)
+    if version is None:
+        raise CampaignError(f"model {name!r} has no candidate: lowrank run {path}")
+    key = registry.tags(name, version).get("lowrank.key")
+    layout = Layout(Path(spec.storage), spec.name)
+    if not layout.result.exists():
+        raise CampaignError(f"campaign {spec.name!r} has no result in {layout.root}")
+    results = {r.task: r for r in CampaignResult.load(layout.result).tasks}
+    result = results.get(task.name)
+    record = next((r for r in result.trials if r.key == key), None) if result else None
+    if result is None or record is None:
+        raise CampaignError(
+            f"version {version} of {name!r} (trial {key}) is not of this campaign's last result"
+        )
+    if skip_gates:
+        spec = spec.model_copy(update={"promote": spec.promote.model_copy(update={"gates": []})})
+    data = _data_folder(layout, task)
+    outcome = promote_version(
+        spec,
+        task,
+        name,
+        version,
+        record,
+        result.dense,
+        data,
+        registry,
+        lambda function, *args: function(*args),
+    )
+    for check in outcome.checks:
+        say(f"  {'pass' if check['passed'] else 'FAIL'}  {check['rule']}: {check['value']}")
+    say(outcome.sentence)
+    return 0 if outcome.promoted else 1
+
+
+def rollback(path: Path, overrides: Sequence[str], task_name: str | None) -> int:
+    """Swap champion and previous."""
+    from orchestrator.promotion import registered_name
+
+    spec = load_spec(path, overrides)
+    name = registered_name(spec, _task(spec, task_name).name)
+    now, before = _registry(spec).rollback(name)
+    say(f"{name}: version {now} is champion again, version {before} is previous")
+    return 0
+
+
+def compress(
+    path: Path,
+    overrides: Sequence[str],
+    output: Path,
+    task_name: str | None,
+    density: float | None,
+) -> int:
+    """One task, one density, this process."""
+    from orchestrator.compress import compress_one
+
+    spec = load_spec(path, overrides)
+    task = _task(spec, task_name)
+    if output.exists() and any(output.iterdir()):
+        raise CampaignError(f"--output must be a new or empty folder, got {output}")
+    record = compress_one(spec, task, density, output.absolute(), say)
+    name = record.metric.name
+    assert record.densities is not None
+    say(
+        f"{output}: {record.size.num_parameters:,} parameters, "
+        f"{record.densities.parameters:.1%} of dense "
+        f"({record.densities.prunable:.2%} of the pruned matrices), test {name} "
+        f"{record.test[name]:.4f}"
+    )
+    return 0
+
+
+def ui(path: Path, overrides: Sequence[str], port: int) -> int:
+    """MLflow's server on the campaign's store, until Ctrl-C."""
+    from orchestrator.layout import Layout
+    from orchestrator.tracking import default_tracking_uri
+
+    spec = load_spec(path, overrides)
+    if spec.tracking.uri and not spec.tracking.uri.startswith("sqlite:"):
+        say(f"this campaign's MLflow is a server already: {redact_uri(spec.tracking.uri)}")
+        return 0
+    uri = spec.tracking.uri or default_tracking_uri(spec.storage)
+    if not Path(uri.removeprefix("sqlite:///")).exists():
+        raise CampaignError(f"nothing is recorded in {uri} yet: lowrank run {path}")
+    layout = Layout(Path(spec.storage), spec.name)
+    say(f"MLflow on http://127.0.0.1:{port}, Ctrl-C to end")
+    # the server starts its helpers by name, so this environment's programs come first
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--artifacts-destination",
+        str(layout.artifacts),
+        "--port",
+        str(port),
+    ]
+    try:
+        return subprocess.call(command, env={**os.environ, "PATH": search})
+    except KeyboardInterrupt:
+        return 0
+
+
+def _tables(result: Any) -> None:
+    from orchestrator.report_table import terminal_table
+
+    # a pipe has no width of its own; tables should not wrap there
+    wide = console if console.is_terminal else Console(width=160)
+    for task in result.tasks:
+        wide.print(terminal_table(task))
+        say(task.choice.sentence)
+        if task.promotion is not None:
+            say(task.promotion.sentence)
+
+
+def _task(spec: CampaignSpec, name: str | None) -> Any:
+    if name is not None:
+        try:
+            return spec.task(name)
+        except ValueError as error:
+            raise CampaignError(f"--task: {error}") from None
+    if len(spec.tasks) > 1:
+        names = ", ".join(task.name for task in spec.tasks)
+        raise CampaignError(f"--task is needed, the spec has {len(spec.tasks)}: {names}")
+    return spec.tasks[0]
+
+
+def _registry(spec: CampaignSpec) -> Any:
+    from orchestrator.registry import Registry
+    from orchestrator.tracking import default_tracking_uri
+
+    tracking = spec.tracking.uri or default_tracking_uri(spec.storage)
+    uri = spec.tracking.registry or tracking
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise CampaignError(f"there is no registry at {uri} yet: lowrank run first")
+    return Registry(uri, tracking)
+
+
+def _data_folder(layout: Any, task: Any) -> str:
+    from orchestrator.data.prepare import prepare_data
+    from orchestrator.models import resolve_pretrained
+
+    return str(prepare_data(task, layout.cache, resolve_pretrained(task.model)).folder)

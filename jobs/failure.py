@@ -1,0 +1,53 @@
+"""From an exception to a message and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+
+def run_command(command: Callable[..., int], *args: Any) -> int:
+    """Call a command and explain its errors.
+
+    Errors of ours are printed as they are. Anything else is a defect and keeps its traceback,
+    except a full disk, which can strike anywhere.
+    """
+    from lowrank.errors import LowRankError
+    from orchestrator.cluster import set_environment
+    from orchestrator.errors import CampaignError
+
+    set_environment()
+    logging.basicConfig(
+        level=os.environ.get("LOWRANK_LOG", "WARNING"), format="%(levelname)s %(name)s: %(message)s"
+    )
+    for noisy in ("mlflow", "alembic", "ray", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        return command(*args)
+    except CampaignError as error:
+        _say(str(error))
+        return error.exit_code
+    except LowRankError as error:
+        _say(str(error))
+        return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _say(f"no space left on the device: {error.filename or 'while writing'}")
+        return 1
+
+
+def _say(message: str) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print("[bold red]error[/bold red]", end=" ")
+    console.print(message, markup=False)
+    sys.stderr.flush()

@@ -1,0 +1,1 @@
+"""Campaigns: many compressions of transformer models, tracked, compared and promoted."""

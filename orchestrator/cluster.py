@@ -1,0 +1,122 @@
+"""The Ray session of a campaign: a local one by default, or the cluster that RAY_ADDRESS names."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from orchestrator.errors import CampaignError
+from orchestrator.spec import Resources
+
+logger = logging.getLogger(__name__)
+
+DRIVER = "driver"
+"""Custom resource that trial drivers take instead of a CPU. Ray Train places its workers in a
+group of their own, outside the trial's: a trial that held a CPU would starve its own workers."""
+
+LOCAL_DRIVERS = 64
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Nothing large goes through the object store; Ray's default would take 30 % of the memory."""
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # `uv run` would otherwise ship the working directory to every worker
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # results are polled this often; at Ray's 2 s every report of a short trial waits for it
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+    # Ctrl-C is ours: it ends the campaign, not only the search of one task
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def set_environment() -> None:
+    """Before ray, transformers or mlflow are imported; what the person set stays."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def ray_session() -> Iterator[dict[str, Any]]:
+    """Start or join Ray; yields the cluster's resources.
+
+    Without RAY_ADDRESS a fresh local instance is started, whatever else runs on this machine,
+    with the dashboard's server process: Train's clean-up of a stopped trial asks it.
+    """
+    set_environment()
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        ray.init(address=address, runtime_env={"env_vars": dict(ENVIRONMENT)}, **quiet)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            resources={DRIVER: LOCAL_DRIVERS},
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=True,
+            **quiet,
+        )
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def check_fits(resources: Resources, available: dict[str, Any], task: str) -> None:
+    """Refuse a trial that could never start; Ray would wait for it for ever.
+
+    Raises:
+        CampaignError: With what is asked and what is there.
+    """
+    asked = {
+        "CPU": resources.workers * resources.cpus_per_worker,
+        "GPU": resources.workers * resources.gpus_per_worker,
+        DRIVER: 1.0,
+    }
+    for name, amount in asked.items():
+        there = float(available.get(name, 0))
+        if amount > there:
+            hint = (
+                f"; start the head node with --resources='{{\"{DRIVER}\": {LOCAL_DRIVERS}}}'"
+                if name == DRIVER
+                else f" ({resources.workers} workers)"
+            )
+            raise CampaignError(
+                f"resources of task {task}: one trial needs {amount:g} {name}, the cluster has "
+                f"{there:g}{hint}"
+            )
+
+
+def concurrent_trials(resources: Resources, available: dict[str, Any]) -> int:
+    """As many as asked for, but no more than fit beside each other."""
+    fits = float(available.get("CPU", 0)) // (resources.workers * resources.cpus_per_worker)
+    if resources.gpus_per_worker:
+        fits = min(
+            fits, float(available.get("GPU", 0)) // (resources.workers * resources.gpus_per_worker)
+        )
+    return max(1, min(resources.concurrent_trials, int(fits)))
+
+
+def run_alone(function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function with a whole node to itself: every CPU, and a GPU where nodes have one."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"]]
+    with_cpu = [node for node in nodes if node.get("CPU", 0) >= 1]
+    best = max(with_cpu, key=lambda node: (node.get("GPU", 0), node["CPU"]))
+    remote = ray.remote(function).options(
+        num_cpus=best["CPU"], num_gpus=1 if best.get("GPU", 0) >= 1 else 0, max_retries=1
+    )
+    return ray.get(remote.remote(*args))

@@ -1,0 +1,61 @@
+"""Labels: which there are, in which order they are numbered, and that evaluation adds none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.data.text_files import Row
+from orchestrator.errors import DataError
+
+
+def label_names_of(train: Sequence[Row], declared: list[str] | None, origin: str) -> list[str]:
+    """The names of the classes; a name's position is its number.
+
+    Args:
+        train: Rows that decide which classes there are.
+        declared: Names in the order that the data set itself declares, kept as they are.
+        origin: Where the rows come from, for errors.
+
+    Returns:
+        `declared`, or the labels in numeric order if all are integers, else in text order.
+
+    Raises:
+        DataError: When there are fewer than two classes, or the labels are measurements.
+    """
+    seen = {row.label for row in train}
+    if len(seen) < 2:
+        raise DataError(f"{origin}: labels must have at least 2 classes, got only {min(seen)!r}")
+    if declared is not None:
+        return declared
+    if all(_is(int, label) for label in seen):
+        return sorted(seen, key=lambda label: (int(label), label))
+    if all(_is(float, label) for label in seen):
+        example = min(label for label in seen if not _is(int, label))
+        raise DataError(
+            f"{origin}: labels must be classes, but they are numbers like {example}; "
+            "regression is not supported"
+        )
+    return sorted(seen)
+
+
+def check_known_labels(rows: Sequence[Row], train: Sequence[Row], what: str) -> None:
+    """Refuse a label that training never shows.
+
+    Raises:
+        DataError: With the first such label, its place, and the labels of train.
+    """
+    known = {row.label for row in train}
+    for row in rows:
+        if row.label not in known:
+            raise DataError(
+                f"{what}, {row.where}: every label must occur in train, {row.label!r} does not; "
+                f"labels of train: {', '.join(sorted(known))}"
+            )
+
+
+def _is(number: type[int] | type[float], label: str) -> bool:
+    try:
+        number(label)
+    except ValueError:
+        return False
+    return True

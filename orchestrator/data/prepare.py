@@ -1,0 +1,79 @@
+"""Prepare once, then open: a folder per content hash, which appears complete or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from orchestrator.data.classification import ClassificationPreparation
+from orchestrator.data.language import LanguagePreparation, check_windows
+from orchestrator.data.prepared import INVENTORY, PreparedData, describe, write_inventory
+from orchestrator.errors import StorageError
+from orchestrator.spec import Classification, LanguageModelling
+
+logger = logging.getLogger(__name__)
+
+Preparation = LanguagePreparation | ClassificationPreparation
+
+
+def prepare_data(
+    task: LanguageModelling | Classification, cache: Path, pretrained: str | None
+) -> PreparedData:
+    """Read, split and tokenize the data of a task, unless the cache holds the result.
+
+    The raw data are read in any case: their content decides the folder.
+
+    Args:
+        task: Its paths must be absolute, or hold for this process.
+        cache: Folder of prepared folders, created when absent; processes may share it.
+        pretrained: Folder or hub name of the pretrained model whose tokenizer applies; None
+            trains a tokenizer on the training split.
+
+    Returns:
+        The opened `cache/CONTENT_HASH`.
+
+    Raises:
+        DataError: When the data are not as the task needs them.
+        StorageError: When the cache cannot be written.
+    """
+    preparation = _preparation(task, pretrained)
+    key = preparation.key()
+    folder = cache / key
+    if not (folder / INVENTORY).exists():
+        _write(preparation, folder, key)
+    prepared = PreparedData.open(folder)
+    if isinstance(task, LanguageModelling):
+        check_windows(prepared.info, task.context)
+    logger.info("%s: %s", task.name, describe(prepared))
+    return prepared
+
+
+def _preparation(task: LanguageModelling | Classification, pretrained: str | None) -> Preparation:
+    if isinstance(task, LanguageModelling):
+        return LanguagePreparation(task, pretrained)
+    return ClassificationPreparation(task, pretrained)
+
+
+def _write(preparation: Preparation, folder: Path, key: str) -> None:
+    """Write beside the final folder, then rename: a reader never sees half of it."""
+    draft = folder.with_name(f".{key}.{uuid.uuid4().hex}")
+    try:
+        draft.mkdir(parents=True)
+        write_inventory(draft, key, preparation.write(draft))
+        _publish(draft, folder)
+    except OSError as error:
+        raise StorageError(f"cannot write prepared data to {folder.parent}: {error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    try:
+        os.rename(draft, folder)
+    except OSError:
+        # another process was faster: its folder holds the same, or opening it will tell
+        if not (folder / INVENTORY).exists():
+            raise

@@ -1,0 +1,120 @@
+"""Where a campaign keeps what, and the lock that keeps a second driver out."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import StorageError
+from orchestrator.records import RECORD
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Folders of one campaign under the storage folder; all absolute.
+
+    storage/
+      mlflow.db, mlflow-artifacts/     the default tracking store, shared by campaigns
+      cache/                           prepared data, by content hash
+      CAMPAIGN/
+        spec.yaml, result.json, report.html
+        models/KEY/                    exported model and its record.json
+        train/, tune/                  Ray's own state: needed only while trials run
+    """
+
+    storage: Path
+    campaign: str
+
+    @property
+    def root(self) -> Path:
+        return self.storage / self.campaign
+
+    @property
+    def cache(self) -> Path:
+        return self.storage / "cache"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.storage / "mlflow-artifacts"
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.yaml"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "result.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def train(self) -> Path:
+        return self.root / "train"
+
+    @property
+    def tune(self) -> Path:
+        return self.root / "tune"
+
+    def model(self, key: str) -> Path:
+        return self.root / "models" / key
+
+    def record(self, key: str) -> Path:
+        return self.model(key) / RECORD
+
+    def create(self) -> None:
+        """Make the folders, and prove that files can be written.
+
+        Raises:
+            StorageError: Not a folder, no permission, or no space.
+        """
+        probe = self.root / ".writable"
+        try:
+            for folder in (self.root / "models", self.train, self.tune, self.cache):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"x" * 4096)
+            probe.unlink()
+        except OSError as error:
+            raise storage_error(self.root, error) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the campaign for this process.
+
+        Raises:
+            StorageError: Another process drives the campaign.
+        """
+        path = self.root / ".lock"
+        with path.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise storage_error(path, error) from error
+                file.seek(0)
+                raise StorageError(
+                    f"campaign {self.campaign!r} is being run by process {file.read().strip()}; "
+                    "one process at a time may drive a campaign"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """What to tell a person about a folder that cannot be used."""
+    reason = {
+        errno.ENOSPC: "no space left on the device",
+        errno.EROFS: "the file system is read-only",
+        errno.EACCES: "no permission to write there",
+        errno.ENOTDIR: "a part of the path is a file, not a folder",
+        errno.EEXIST: "a part of the path is a file, not a folder",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return StorageError(f"storage: cannot write {path}: {reason}")

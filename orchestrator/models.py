@@ -1,0 +1,128 @@
+"""Building the transformers model of a task, from a config or from pretrained weights."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from orchestrator.data.prepare import PreparedData
+from orchestrator.errors import ModelError
+from orchestrator.spec import Classification, LanguageModelling, ModelSpec
+
+PACKAGE_PREFIX = "package:"
+
+
+def resolve_pretrained(model: ModelSpec) -> str | None:
+    """The folder or hub name of `model.pretrained`; None for a model built from a config.
+
+    `package:NAME` is the one folder with a config.json inside an installed Python package.
+
+    Raises:
+        ModelError: The package is not installed or holds no model.
+    """
+    name = model.pretrained
+    if name is None or not name.startswith(PACKAGE_PREFIX):
+        return name
+    package = name.removeprefix(PACKAGE_PREFIX)
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ModelError(f"model.pretrained: no installed Python package {package!r}")
+    root = Path(found.submodule_search_locations[0])
+    folders = sorted(
+        path.parent
+        for path in root.rglob("config.json")
+        if (path.parent / "tokenizer.json").exists()
+    )
+    if len(folders) != 1:
+        raise ModelError(
+            f"model.pretrained: {package!r} must hold exactly one folder with config.json and "
+            f"tokenizer.json, found {len(folders)}"
+        )
+    return str(folders[0])
+
+
+def auto_class_of(task: LanguageModelling | Classification) -> str:
+    """Name of the transformers Auto class that builds the task's model."""
+    if isinstance(task, LanguageModelling):
+        return "AutoModelForCausalLM"
+    return "AutoModelForSequenceClassification"
+
+
+def build_model(
+    task: LanguageModelling | Classification, data: PreparedData, seed: int
+) -> nn.Module:
+    """The dense model before training; the same seed gives the same weights.
+
+    Raises:
+        ModelError: Unknown model type or config field, or a name that cannot be loaded.
+    """
+    import transformers
+
+    torch.manual_seed(seed)
+    auto = getattr(transformers, auto_class_of(task))
+    if task.model.pretrained is not None:
+        model = _load_pretrained(auto, task, data)
+    else:
+        model = auto.from_config(build_config(task, data))
+    return model.float()
+
+
+def build_config(task: LanguageModelling | Classification, data: PreparedData) -> Any:
+    """The transformers config of a task whose model is given by `type`."""
+    import transformers
+
+    spec = task.model
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    if spec.type not in known:
+        close = difflib.get_close_matches(str(spec.type), known, n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise ModelError(f"model.type: transformers knows no model type {spec.type!r}{hint}")
+    fields = _data_fields(task, data) | spec.config
+    default = transformers.AutoConfig.for_model(spec.type)
+    for field in spec.config:
+        if not hasattr(default, field):
+            close = difflib.get_close_matches(field, default.to_dict(), n=3)
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise ModelError(f"model.config.{field}: {spec.type} has no such field{hint}")
+    try:
+        return transformers.AutoConfig.for_model(spec.type, **fields)
+    except Exception as error:  # transformers raises many kinds
+        raise ModelError(f"model.config: {spec.type} refuses {spec.config}: {error}") from error
+
+
+def _data_fields(task: LanguageModelling | Classification, data: PreparedData) -> dict[str, Any]:
+    fields: dict[str, Any] = {"vocab_size": data.vocab_size, "pad_token_id": data.pad_token_id}
+    if isinstance(task, Classification):
+        fields |= _label_fields(data)
+    else:
+        # the defaults of a published config point outside a small vocabulary
+        fields |= {"bos_token_id": None, "eos_token_id": None}
+    return fields
+
+
+def _label_fields(data: PreparedData) -> dict[str, Any]:
+    labels = data.label_names
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+
+
+def _load_pretrained(
+    auto: Any, task: LanguageModelling | Classification, data: PreparedData
+) -> nn.Module:
+    source = resolve_pretrained(task.model)
+    fields = _label_fields(data) if isinstance(task, Classification) else {}
+    try:
+        return auto.from_pretrained(source, **fields)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"model.pretrained: {source!r} is neither a folder with a model nor a hub name that "
+            f"can be reached: {str(error).splitlines()[0]}"
+        ) from error

@@ -1,0 +1,161 @@
+"""The gate between a picked model and the champion: the registered artifact is fetched, loaded
+and evaluated again, and only what it then shows counts."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.records import ModelRecord, Promotion, Size
+from orchestrator.registry import Registry
+from orchestrator.rules import parse_rule
+from orchestrator.spec import CampaignSpec, Classification, LanguageModelling
+
+logger = logging.getLogger(__name__)
+
+REPRODUCTION_TOLERANCE = 1e-4
+"""Largest difference between the recorded and the repeated test metric. The same weights on
+another number of threads differ by about 1e-6."""
+
+Runner = Callable[..., Any]
+
+
+def evaluate_artifact(
+    folder: str, task_spec: LanguageModelling | Classification, data: str
+) -> tuple[dict[str, float], Size]:
+    """Test metrics and size of an exported model, from its files alone."""
+    from lowrank.hf import load_pretrained
+    from orchestrator.data.prepare import PreparedData
+    from orchestrator.tasks import make_task
+    from orchestrator.train_loop import recount
+    from orchestrator.training import evaluate
+    from orchestrator.workers import LocalWorkers
+
+    workers = LocalWorkers()
+    task = make_task(task_spec, PreparedData.open(Path(data)), seed=0)
+    model = load_pretrained(folder).to(workers.device)
+    return evaluate(model, task, workers, "test"), recount(Path(folder), model, task)
+
+
+def registered_name(spec: CampaignSpec, task: str) -> str:
+    return spec.promote.model.format(campaign=spec.name, task=task)
+
+
+def register_and_promote(
+    spec: CampaignSpec,
+    task: LanguageModelling | Classification,
+    record: ModelRecord,
+    dense: ModelRecord,
+    data: str,
+    sentence: str,
+    registry: Registry,
+    run: Runner,
+) -> Promotion:
+    """Register the picked model as candidate; make it champion if it passes the gates."""
+    name = registered_name(spec, task.name)
+    version = registry.register(
+        name,
+        record,
+        {"campaign": spec.name, "task": task.name, "spec_hash": spec.digest(), "why": sentence},
+    )
+    registry.set_candidate(name, version)
+    return promote_version(spec, task, name, version, record, dense, data, registry, run)
+
+
+def promote_version(
+    spec: CampaignSpec,
+    task: LanguageModelling | Classification,
+    name: str,
+    version: str,
+    record: ModelRecord,
+    dense: ModelRecord,
+    data: str,
+    registry: Registry,
+    run: Runner,
+) -> Promotion:
+    """Fetch a version, evaluate it, check every gate, and move `champion` if all pass.
+
+    Args:
+        run: Calls `evaluate_artifact` where it should run (this process, or a cluster node).
+    """
+    with tempfile.TemporaryDirectory(prefix="lowrank-artifact-") as temporary:
+        folder = registry.download(name, version, Path(temporary))
+        test, size = run(evaluate_artifact, str(folder), task, data)
+    checks = _checks(spec, record, dense, test, size)
+    failed = [check for check in checks if not check["passed"]]
+    if failed:
+        sentence = f"{name} version {version} stays candidate: " + "; ".join(
+            f"{check['rule']} must hold, got {check['value']}" for check in failed
+        )
+        return _outcome(name, version, False, sentence, checks, test)
+    before = registry.promote(
+        name,
+        version,
+        {
+            f"gate.{index}": f"{check['rule']}: pass ({check['value']})"
+            for index, check in enumerate(checks)
+        }
+        | {"promoted_at": datetime.now(UTC).isoformat(timespec="seconds")},
+    )
+    sentence = f"{name} version {version} is champion: all {len(checks)} checks passed" + (
+        f"; version {before} is kept as previous" if before else ""
+    )
+    return _outcome(name, version, True, sentence, checks, test)
+
+
+def _checks(
+    spec: CampaignSpec,
+    record: ModelRecord,
+    dense: ModelRecord,
+    test: dict[str, float],
+    size: Size,
+) -> list[dict[str, Any]]:
+    metric = record.metric.name
+    difference = abs(test[metric] - record.test[metric])
+    checks: list[dict[str, Any]] = [
+        {
+            "rule": f"test {metric} of the downloaded artifact within "
+            f"{REPRODUCTION_TOLERANCE:g} of the record",
+            "value": f"{test[metric]:.6f}, recorded {record.test[metric]:.6f}",
+            "passed": difference <= REPRODUCTION_TOLERANCE,
+        },
+        {
+            "rule": "parameters of the downloaded artifact as recorded",
+            "value": f"{size.num_parameters}, recorded {record.size.num_parameters}",
+            "passed": size == replace(size, num_parameters=record.size.num_parameters),
+        },
+    ]
+    # the gates look at test: validation has already been used to choose
+    now = replace(record, validation=test, size=size)
+    reference = replace(dense, validation=dense.test)
+    for text in spec.promote.gates:
+        rule = parse_rule(text)
+        value = rule.value_of(now, reference)
+        shown = rule.in_words(value) if math.isfinite(value) else "not measured"
+        checks.append({"rule": str(rule), "value": shown, "passed": rule.check(value)})
+    return checks
+
+
+def _outcome(
+    name: str,
+    version: str,
+    promoted: bool,
+    sentence: str,
+    checks: list[dict[str, Any]],
+    test: dict[str, float],
+) -> Promotion:
+    logger.info(sentence)
+    return Promotion(
+        model=name,
+        version=version,
+        promoted=promoted,
+        sentence=sentence,
+        checks=checks,
+        reproduced=test,
+    )

@@ -1,0 +1,269 @@
+"""What a dense reference and a trial leave behind, as plain values with a JSON form."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+RECORD = "record.json"
+"""Beside the weights of every exported model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """The task's own figure of quality."""
+
+    name: str
+    """For example `bits_per_character`, `perplexity_token`, `accuracy`."""
+    higher_is_better: bool
+
+    def drop(self, dense: float, compressed: float) -> float:
+        """Relative loss of quality against dense; negative when the compressed model is better.
+
+        `(compressed - dense) / dense` for a loss, `(dense - compressed) / dense` for a score.
+        """
+        if not (math.isfinite(dense) and math.isfinite(compressed)) or dense == 0:
+            return math.nan
+        change = (compressed - dense) / abs(dense)
+        return -change if self.higher_is_better else change
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """Counts of one model, recounted from the files on disk."""
+
+    num_parameters: int
+    num_prunable: int
+    """Parameters stored for the matrices that the method may change."""
+    num_bytes: int
+    """Of the weights file."""
+    macs_per_token: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Densities:
+    """Kept fractions against the original dense model, 0 < density."""
+
+    prunable: float
+    parameters: float
+    bytes: float
+    macs: float
+
+    @classmethod
+    def of(cls, size: Size, dense: Size) -> Densities:
+        return cls(
+            prunable=size.num_prunable / dense.num_prunable,
+            parameters=size.num_parameters / dense.num_parameters,
+            bytes=size.num_bytes / dense.num_bytes,
+            macs=size.macs_per_token / dense.macs_per_token,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """One shape, dense and compressed interleaved on the same machine in the same process."""
+
+    batch: int
+    length: int
+    dense_ms: float
+    """Median latency of one forward pass, milliseconds."""
+    compressed_ms: float
+    speedup: float
+    """Median over the pairs of dense time / compressed time."""
+    speedup_low: float
+    speedup_high: float
+    """First and third quartile of the paired ratios."""
+    dense_spread_ms: float
+    compressed_spread_ms: float
+    """Interquartile ranges."""
+    throughput_dense: float
+    throughput_compressed: float
+    """Tokens per second."""
+    repeats: int
+    fingerprint: dict[str, Any]
+    """Hardware, threads, dtype and versions: figures of different fingerprints do not compare."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurvePoint:
+    """What training looked like at one step. Absent values are None, never NaN."""
+
+    step: int
+    phase: str
+    """`dense`, `anneal`, `hold` or `finetune`."""
+    seconds: float
+    """Since the first step of this model's training."""
+    train_loss: float | None = None
+    """Nats (or the task's training loss)."""
+    validation: float | None = None
+    """The task's metric on validation."""
+    learning_rate: float | None = None
+    expected_density: float | None = None
+    target_density: float | None = None
+    lambda_linear: float | None = None
+    lambda_quadratic: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRecord:
+    """A finished model: the dense reference of a task, or one trial."""
+
+    key: str
+    """Hash of task, configuration, seed and data: what the resume looks for."""
+    task: str
+    metric: Metric
+    validation: dict[str, float]
+    test: dict[str, float]
+    size: Size
+    seed: int
+    workers: int
+    train_seconds: float
+    curve: list[CurvePoint]
+    export: str
+    """Absolute folder of the exported model."""
+    export_sha256: str
+    config: dict[str, Any] = field(default_factory=dict)
+    """The method as it ran; empty for a dense reference."""
+    densities: Densities | None = None
+    ranks: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Per layer: rank, full_rank, in_features, out_features, dense (0 or 1)."""
+    projection: dict[str, float] = field(default_factory=dict)
+    """Validation metric just before and just after the projection, and the expected density."""
+    speed: list[Speed] = field(default_factory=list)
+    mlflow_run_id: str | None = None
+    model_uri: str | None = None
+    """Of the logged MLflow model."""
+
+    @property
+    def quality(self) -> float:
+        """Validation figure: what search, selection and fronts look at."""
+        return self.validation[self.metric.name]
+
+    @property
+    def target_density(self) -> float:
+        return float(self.config["density"])
+
+    def speedup(self, batch: int | None = None) -> float:
+        """Of the shape with this batch, by default the largest measured; NaN if not measured."""
+        rows = [s for s in self.speed if batch is None or s.batch == batch]
+        return max(rows, key=lambda s: s.batch).speedup if rows else math.nan
+
+    def latency_ms(self, batch: int | None = None) -> float:
+        rows = [s for s in self.speed if batch is None or s.batch == batch]
+        return max(rows, key=lambda s: s.batch).compressed_ms if rows else math.nan
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelRecord:
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> ModelRecord:
+        raw = dict(raw)
+        raw["metric"] = Metric(**raw["metric"])
+        raw["size"] = Size(**raw["size"])
+        raw["curve"] = [CurvePoint(**point) for point in raw["curve"]]
+        raw["speed"] = [Speed(**row) for row in raw["speed"]]
+        if raw["densities"] is not None:
+            raw["densities"] = Densities(**raw["densities"])
+        return cls(**raw)
+
+    def save(self, path: Path) -> None:
+        """Write whole or not at all: a killed process leaves the former file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(self.to_json(), encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> ModelRecord:
+        return cls.from_json(path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailedTrial:
+    """A trial that ended without a model."""
+
+    key: str
+    task: str
+    config: dict[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """Which model a task's campaign picked, and why."""
+
+    key: str | None
+    sentence: str
+    """For people, with the numbers that decided."""
+    front: list[str]
+    """Keys on the Pareto front (quality, size, latency), best quality first."""
+    passed: list[str]
+    """Keys that met every `require` rule."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Promotion:
+    """What the registry did with the chosen model."""
+
+    model: str
+    version: str | None
+    promoted: bool
+    sentence: str
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    """Per gate: rule, value, passed."""
+    reproduced: dict[str, float] = field(default_factory=dict)
+    """Metrics of the downloaded artifact on test."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskResult:
+    """Everything the report shows of one task."""
+
+    task: str
+    kind: str
+    dense: ModelRecord
+    trials: list[ModelRecord]
+    failed: list[FailedTrial]
+    choice: Choice
+    promotion: Promotion | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    """Source, sizes of the splits, content hash."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CampaignResult:
+    name: str
+    spec_hash: str
+    started: str
+    seconds: float
+    tasks: list[TaskResult]
+    hardware: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """As JSON, whole or not at all."""
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=1, allow_nan=False), encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> CampaignResult:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw["tasks"] = [_task_result(task) for task in raw["tasks"]]
+        return cls(**raw)
+
+
+def _task_result(raw: dict[str, Any]) -> TaskResult:
+    raw["dense"] = ModelRecord.from_dict(raw["dense"])
+    raw["trials"] = [ModelRecord.from_dict(trial) for trial in raw["trials"]]
+    raw["failed"] = [FailedTrial(**trial) for trial in raw["failed"]]
+    raw["choice"] = Choice(**raw["choice"])
+    if raw["promotion"] is not None:
+        raw["promotion"] = Promotion(**raw["promotion"])
+    return TaskResult(**raw)

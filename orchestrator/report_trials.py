@@ -1,0 +1,174 @@
+"""All trials of a task as rows of texts and sort values, and what became of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.records import Densities, FailedTrial, ModelRecord, TaskResult
+from orchestrator.wording import (
+    MISSING,
+    count,
+    milliseconds,
+    number,
+    percent,
+    ratio,
+    short,
+    trial_name,
+)
+
+_NAMED = {"kind", "density", "penalty_lr"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What a cell shows, and what it sorts by."""
+
+    text: str
+    order: float
+    sub: str = ""
+    """A second, smaller line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    key: str
+    name: str
+    """Without the density, which has a column of its own."""
+    order: float | str
+    """What the name sorts by."""
+    extra: str
+    """Searched settings beside density and penalty_lr."""
+    status: str
+    """`champion`, `candidate`, `front`, `dominated` or `failed`."""
+    passes: bool
+    """Whether every `require` rule was met."""
+    cells: list[Cell]
+    run_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialTable:
+    columns: list[tuple[str, str]]
+    """Heading and explanation of each of `Row.cells`."""
+    rows: list[Row]
+
+
+def chosen_trial(task: TaskResult) -> ModelRecord | None:
+    """The trial that the choice names, if it names one."""
+    return next((trial for trial in task.trials if trial.key == task.choice.key), None)
+
+
+def outcome(task: TaskResult) -> str:
+    """`champion` if the chosen model was promoted, `candidate` if not, `none` if none was."""
+    if task.choice.key is None:
+        return "none"
+    return "champion" if task.promotion and task.promotion.promoted else "candidate"
+
+
+def status_of(trial: ModelRecord, task: TaskResult) -> str:
+    """What became of a finished trial."""
+    if trial.key == task.choice.key:
+        return outcome(task)
+    return "front" if trial.key in task.choice.front else "dominated"
+
+
+def measured_batches(task: TaskResult) -> list[int]:
+    """The batches at which any trial was measured, ascending."""
+    return sorted({row.batch for trial in task.trials for row in trial.speed})
+
+
+def trial_table(task: TaskResult) -> TrialTable:
+    """Every trial of a task: the chosen one, the front, the rest by density, then failures."""
+    batches, searched = measured_batches(task), _searched(task)
+    place = {"champion": 0, "candidate": 0, "front": 1, "dominated": 2}
+    finished = sorted(
+        task.trials,
+        key=lambda t: (place[status_of(t, task)], -t.config.get("density", 0), t.key),
+    )
+    rows = [
+        Row(
+            key=trial.key,
+            name=_name(trial.config),
+            order=trial.config.get("penalty_lr", ""),
+            extra=_extra(trial.config, searched),
+            status=status_of(trial, task),
+            passes=trial.key in task.choice.passed,
+            cells=_cells(trial, task, batches),
+            run_id=trial.mlflow_run_id or "",
+        )
+        for trial in finished
+    ]
+    columns = _columns(task, batches)
+    rows += [_failed_row(trial, searched, len(columns)) for trial in task.failed]
+    return TrialTable(columns=columns, rows=rows)
+
+
+def _columns(task: TaskResult, batches: list[int]) -> list[tuple[str, str]]:
+    columns = [
+        ("target", "density that was asked for, of the prunable matrices"),
+        ("prunable", "realized density of the prunable matrices"),
+        ("model", "kept fraction of all parameters"),
+        ("bytes", "kept fraction of the weights file"),
+        ("MACs", "kept fraction of the multiply-accumulates per token"),
+        ("parameters", "parameters of the whole model"),
+        ("validation", f"{task.dense.metric.name}, what selection looks at"),
+        ("test", f"{task.dense.metric.name}, read once at the end"),
+        ("drop", "relative loss of validation quality against dense"),
+    ]
+    for batch in batches:
+        explanation = f"dense time / compressed time, and median latency, batch {batch}"
+        columns.append((f"speed @ {batch}", explanation))
+    return columns
+
+
+def _cells(trial: ModelRecord, task: TaskResult, batches: list[int]) -> list[Cell]:
+    kept = Densities.of(trial.size, task.dense.size)
+    cells = [
+        _cell(trial.config.get("density", math.nan), short),
+        *(_cell(d, percent) for d in (kept.prunable, kept.parameters, kept.bytes, kept.macs)),
+        _cell(trial.size.num_parameters, count),
+        _cell(trial.quality, number),
+        _cell(trial.test.get(trial.metric.name, math.nan), number),
+        _cell(trial.metric.drop(task.dense.quality, trial.quality), percent),
+    ]
+    for batch in batches:
+        latency = trial.latency_ms(batch)
+        below = "" if math.isnan(latency) else milliseconds(latency)
+        cells.append(replace(_cell(trial.speedup(batch), ratio), sub=below))
+    return cells
+
+
+def _cell(value: float, write: Callable[[float], str]) -> Cell:
+    return Cell(MISSING if math.isnan(value) else write(float(value)), float(value))
+
+
+def _failed_row(trial: FailedTrial, searched: list[str], num_columns: int) -> Row:
+    target = _cell(trial.config.get("density", math.nan), short)
+    return Row(
+        key=trial.key,
+        name=_name(trial.config),
+        order=trial.config.get("penalty_lr", ""),
+        extra=_extra(trial.config, searched),
+        status="failed",
+        passes=False,
+        cells=[target] + [Cell("", math.nan)] * (num_columns - 1),
+        run_id="",
+    )
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    return trial_name({key: config[key] for key in config if key != "density"})
+
+
+def _extra(config: Mapping[str, Any], searched: list[str]) -> str:
+    return ", ".join(f"{k} {short(config[k])}" for k in searched if k in config)
+
+
+def _searched(task: TaskResult) -> list[str]:
+    """Settings, beside those in every name, that differ between trials."""
+    configs = [trial.config for trial in task.trials]
+    keys = sorted({key for config in configs for key in config} - _NAMED)
+    return [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]

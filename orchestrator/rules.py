@@ -1,0 +1,142 @@
+"""Rules such as `quality_drop <= 2%`: what a model must keep to be selected or promoted."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+
+from orchestrator.records import Densities, ModelRecord
+from orchestrator.wording import MISSING, milliseconds, percent, ratio
+
+FIELDS = {
+    "quality_drop": "relative loss of validation quality against dense",
+    "density": "kept fraction of the prunable matrices",
+    "parameters": "kept fraction of all parameters",
+    "bytes": "kept fraction of the weights file",
+    "macs": "kept fraction of the multiply-accumulates per token",
+    "speedup": "dense time / compressed time",
+    "latency_ms": "milliseconds of one forward pass",
+}
+MEASURED = ("speedup", "latency_ms")
+"""Fields that depend on a batch; all others are fractions and may be written in percent."""
+
+OPERATORS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}
+
+_GRAMMAR = (
+    "a rule reads `FIELD OP NUMBER`, for example `quality_drop <= 2%` or "
+    f"`speedup >= 1.2 @ batch 32`; FIELD: {', '.join(FIELDS)}; OP: {', '.join(OPERATORS)}; "
+    f"`@ batch N` may follow {' and '.join(MEASURED)}, % any other field"
+)
+
+_RULE = re.compile(
+    r"""\s* (?P<field>\w+) \s* (?P<op><=|>=|<|>) \s*
+    (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?) \s* (?P<percent>%)? \s*
+    (?:@\s*batch\s+(?P<batch>\d{1,9})\s*)?""",
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """One comparison of a measured figure with a fixed number."""
+
+    field: str
+    """A key of `FIELDS`."""
+    op: str
+    """A key of `OPERATORS`."""
+    value: float
+    """Fractions as fractions: 2% is 0.02."""
+    batch: int | None = None
+    """Of a measured field; None means the largest batch that was measured."""
+
+    def __post_init__(self) -> None:
+        if self.field not in FIELDS:
+            near = difflib.get_close_matches(self.field.lower(), FIELDS, n=1, cutoff=0.5)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown field {self.field!r}{hint}")
+        if self.op not in OPERATORS:
+            raise ValueError(f"operator must be one of {', '.join(OPERATORS)}, got {self.op!r}")
+        if not math.isfinite(self.value):
+            raise ValueError(f"the number must be finite, got {self.value}")
+        if self.batch is not None and self.field not in MEASURED:
+            raise ValueError(f"{self.field!r} does not depend on a batch")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"batch >= 1 must hold, got {self.batch}")
+
+    def value_of(self, record: ModelRecord, dense: ModelRecord) -> float:
+        """The figure of a model that this rule judges; NaN where it was not measured."""
+        if self.field == "quality_drop":
+            return record.metric.drop(dense.quality, record.quality)
+        if self.field == "speedup":
+            return record.speedup(self.batch)
+        if self.field == "latency_ms":
+            return record.latency_ms(self.batch)
+        densities = Densities.of(record.size, dense.size)
+        return float(getattr(densities, "prunable" if self.field == "density" else self.field))
+
+    def check(self, value: float) -> bool:
+        """Whether the figure passes. NaN never does: what was not measured is not met."""
+        return bool(OPERATORS[self.op](value, self.value))
+
+    def shortfall(self, value: float) -> float:
+        """How far a figure is from passing, in its own unit: 0 if it passes, inf if NaN."""
+        if self.check(value):
+            return 0.0
+        return math.inf if math.isnan(value) else abs(value - self.value)
+
+    def in_words(self, value: float) -> str:
+        """A figure of this rule's field, for people: `1.6%`, `1.43x`, `12.30 ms`."""
+        if math.isnan(value):
+            return MISSING
+        return {"speedup": ratio, "latency_ms": milliseconds}.get(self.field, percent)(value)
+
+    def __str__(self) -> str:
+        """The canonical text: `parse_rule(str(rule)) == rule`."""
+        measured = self.field in MEASURED
+        text = f"{self.field} {self.op} {_decimal(self.value, 0 if measured else 2)}"
+        text += "" if measured else "%"
+        return text if self.batch is None else f"{text} @ batch {self.batch}"
+
+
+def parse_rule(text: str) -> Rule:
+    """Read one rule.
+
+    Args:
+        text: `FIELD OP NUMBER[%] [@ batch N]`, for example `latency_ms < 20 @ batch 1`.
+
+    Raises:
+        ValueError: anything else; the message states the grammar and the fields.
+    """
+    try:
+        return _read(text)
+    except ValueError as error:
+        raise ValueError(f"cannot read the rule {text!r}: {error}; {_GRAMMAR}") from None
+
+
+def _read(text: str) -> Rule:
+    match = _RULE.fullmatch(text)
+    if match is None:
+        raise ValueError("it does not follow the grammar")
+    # through Decimal, so that 2.3% is the float nearest to 0.023, and str() can undo it
+    number = Decimal(match["number"])
+    value = float(number.scaleb(-2) if match["percent"] else number)
+    batch = int(match["batch"]) if match["batch"] else None
+    rule = Rule(field=match["field"], op=match["op"], value=value, batch=batch)
+    if match["percent"] and rule.field in MEASURED:
+        raise ValueError(f"{rule.field!r} is no fraction, so it takes no %")
+    if not match["percent"] and rule.field not in MEASURED and value > 1:
+        # 2 for 2% is the likely slip, and as 200% it would let every model through
+        raise ValueError(
+            f"{rule.field!r} is a fraction: write {match['number']}% or, "
+            f"if {value:g} times dense is meant, {_decimal(value, 2)}%"
+        )
+    return rule
+
+
+def _decimal(value: float, shift: int) -> str:
+    """The shortest exact decimal of `value * 10**shift`, without an exponent."""
+    return f"{Decimal(repr(float(value))).scaleb(shift).normalize():f}"

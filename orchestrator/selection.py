@@ -1,0 +1,176 @@
+"""Records and rules in, the chosen model and the sentence that says why out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.pareto import knee_distances, largest_batch, loss_values, pareto_front
+from orchestrator.records import Choice, Densities, ModelRecord
+from orchestrator.rules import Rule, parse_rule
+from orchestrator.wording import (
+    against_dense,
+    count,
+    metric_name,
+    number,
+    percent,
+    plural,
+    ratio,
+    trial_name,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.spec import SelectSpec
+
+_SUPERLATIVE = {
+    "smallest": "the smallest",
+    "fastest": "the fastest",
+    "best": "the best in validation quality",
+    "knee": "the knee",
+}
+
+
+def choose(records: Sequence[ModelRecord], dense: ModelRecord, select: SelectSpec) -> Choice:
+    """Pick one model of a task's Pareto front.
+
+    Candidates are the members of the front that pass every rule. Among them `smallest` takes the
+    fewest parameters of the whole model, `fastest` the lowest latency at the largest measured
+    batch, `best` the best validation quality, and `knee` the greatest of
+    `pareto.knee_distances` over the candidates. Ties go to the better quality, then to the
+    smaller key, so the order of `records` does not matter.
+
+    Args:
+        records: the finished trials.
+        dense: the reference of the same task.
+        select: rules and objective.
+
+    Returns:
+        The choice. Its key is None if nothing qualifies, and its sentence then says what was
+        missed, and by how much.
+    """
+    ranked = _best_quality_first(records, dense)
+    mask = pareto_front(loss_values(ranked, dense))
+    front = [record for record, on_front in zip(ranked, mask, strict=True) if on_front]
+    rules = [parse_rule(text) for text in select.require]
+    passed = [record for record in ranked if not _missed(record, dense, rules)]
+    keys = {record.key for record in passed}
+    candidates = [record for record in front if record.key in keys]
+    order = _ordered(candidates, dense, select.then)
+    if order:
+        sentence = _why(order, dense, select)
+    else:
+        sentence = _why_none(front, candidates, passed, dense, rules, select)
+    return Choice(
+        key=order[0].key if order else None,
+        sentence=sentence,
+        front=[record.key for record in front],
+        passed=[record.key for record in passed],
+    )
+
+
+def _best_quality_first(records: Sequence[ModelRecord], dense: ModelRecord) -> list[ModelRecord]:
+    losses = loss_values(records, dense)[:, 0]
+
+    def position(index: int) -> tuple[float, str]:
+        loss = float(losses[index])
+        return (math.inf if math.isnan(loss) else loss, records[index].key)
+
+    return [records[index] for index in sorted(range(len(records)), key=position)]
+
+
+def _missed(record: ModelRecord, dense: ModelRecord, rules: Sequence[Rule]) -> list[Rule]:
+    return [rule for rule in rules if not rule.check(rule.value_of(record, dense))]
+
+
+def _ordered(candidates: list[ModelRecord], dense: ModelRecord, then: str) -> list[ModelRecord]:
+    """Candidates by the objective; those without a figure for it fall out."""
+    losses = loss_values(candidates, dense)
+    if then == "knee":
+        objective = -knee_distances(losses)
+    elif then == "fastest" and losses.shape[1] < 3:
+        return []
+    else:
+        objective = losses[:, {"best": 0, "smallest": 1, "fastest": 2}[then]]
+    # the sort is stable, and candidates come best quality first
+    order = [int(i) for i in objective.argsort(kind="stable") if not math.isnan(objective[i])]
+    return [candidates[i] for i in order]
+
+
+# --------------------------------------------------------------------------- sentences
+
+
+def _why(order: list[ModelRecord], dense: ModelRecord, select: SelectSpec) -> str:
+    chosen, rules = order[0], " and ".join(select.require)
+    among = plural(len(order), "front model") + (f" passing {rules}" if rules else "")
+    place = "the only one" if len(order) == 1 else _SUPERLATIVE[select.then]
+    name = metric_name(chosen.metric.name)
+    sentence = (
+        f"Chosen: {_name(chosen)}, {place} of {among}. Validation {name} "
+        f"{number(chosen.quality)} against {number(dense.quality)} dense "
+        f"({against_dense(chosen.metric.drop(dense.quality, chosen.quality))}); "
+        f"{_size_and_speed(chosen, dense)}."
+    )
+    if len(order) == 1:
+        return sentence
+    second = order[1]
+    drop = against_dense(second.metric.drop(dense.quality, second.quality))
+    return (
+        f"{sentence} Runner-up: {_name(second)} with {number(second.quality)} ({drop}), "
+        f"{_size_and_speed(second, dense)}."
+    )
+
+
+def _why_none(
+    front: list[ModelRecord],
+    candidates: list[ModelRecord],
+    passed: list[ModelRecord],
+    dense: ModelRecord,
+    rules: Sequence[Rule],
+    select: SelectSpec,
+) -> str:
+    if not front:
+        return "No model was chosen: no trial finished with figures that can be compared."
+    if candidates:
+        return (
+            f"No model was chosen: `{select.then}` cannot rank the "
+            f"{plural(len(candidates), 'front model')} that passed, as the figures it needs "
+            "were not measured or are not finite."
+        )
+    nearest = min(front, key=lambda record: _worst_shortfall(record, dense, rules))
+    misses = " and ".join(_miss(rule, nearest, dense) for rule in _missed(nearest, dense, rules))
+    sentence = (
+        f"No model was chosen: none of {plural(len(front), 'front model')} passes every rule. "
+        f"Nearest is {_name(nearest)}: {misses}."
+    )
+    if passed:
+        sentence += f" ({plural(len(passed), 'dominated trial')} off the front would pass.)"
+    return sentence
+
+
+def _worst_shortfall(record: ModelRecord, dense: ModelRecord, rules: Sequence[Rule]) -> float:
+    """The rule that is missed most, relative to its limit, so that units do not matter."""
+    return max(
+        rule.shortfall(rule.value_of(record, dense)) / (abs(rule.value) or 1.0) for rule in rules
+    )
+
+
+def _miss(rule: Rule, record: ModelRecord, dense: ModelRecord) -> str:
+    value = rule.value_of(record, dense)
+    if math.isnan(value):
+        return f"{rule} was not measured"
+    by = rule.in_words(rule.shortfall(value)).replace("%", " points")
+    return f"{rule.field} is {rule.in_words(value)}, {by} from the required {rule}"
+
+
+def _name(record: ModelRecord) -> str:
+    return f"{trial_name(record.config)} ({record.key[:8]})"
+
+
+def _size_and_speed(record: ModelRecord, dense: ModelRecord) -> str:
+    share = percent(Densities.of(record.size, dense.size).parameters)
+    text = f"{count(record.size.num_parameters)} parameters, {share} of dense"
+    batch = largest_batch([record])
+    if batch is None:
+        return f"{text}; speed not measured"
+    return f"{text}; {ratio(record.speedup(batch))} the speed of dense at batch {batch}"

@@ -1,0 +1,297 @@
+"""What a campaign is asked to do: the typed form of the YAML that a person writes.
+
+One class per block of the file. `spec_io` reads YAML into `CampaignSpec`; everything below the
+command line receives these objects and never a raw dictionary. Each numeric default says where
+it comes from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from orchestrator.rules import parse_rule
+from orchestrator.spec_block import Block, PlacedErrors, check_fields, rule
+from orchestrator.spec_method import MethodSpec, SearchSpec
+
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
+        description="1 to 64 of a-z, 0-9, dot, dash and underscore, a letter or digit first",
+    ),
+]
+"""Names become folders, MLflow runs and registered models: lower case, no separators."""
+
+
+# --------------------------------------------------------------------------- data and models
+
+
+class PythonDocs(Block):
+    """The prose that ships with every Python: language reference topics and docstrings."""
+
+    source: Literal["python-docs"]
+    classes: int = Field(8, ge=2, le=20)
+    """Classification only: how many packages to tell apart, those with the most docstrings."""
+
+
+class Files(Block):
+    """Text files (language modelling) or tab-separated tables with a header (classification)."""
+
+    source: Literal["files"]
+    train: str
+    validation: str | None = None
+    """When absent, a tenth of the training documents, chosen by content hash."""
+    test: str | None = None
+    text: list[str] = Field(default=["sentence"], min_length=1, max_length=2)
+    """Classification only: the column, or the pair of columns, to read."""
+    label: str = "label"
+
+
+class HubDataset(Block):
+    """A data set of the `datasets` library: a hub name, or a local folder or builder."""
+
+    source: Literal["datasets"]
+    path: str
+    name: str | None = None
+    data_files: dict[str, str] | None = None
+    splits: dict[Literal["train", "validation", "test"], str] = Field(
+        default={"train": "train", "validation": "validation", "test": "test"}
+    )
+    text: list[str] = Field(default=["text"], min_length=1, max_length=2)
+    label: str = "label"
+
+
+Data = Annotated[PythonDocs | Files | HubDataset, Field(discriminator="source")]
+
+
+class ModelSpec(Block):
+    """A transformers model: `pretrained` (folder or hub name), or `type` with `config`."""
+
+    pretrained: str | None = None
+    """A folder, a hub name, or `package:NAME` for weights inside an installed Python package."""
+    type: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the transformers config of `type`; the data decide the vocabulary size."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSpec:
+        if (self.pretrained is None) == (self.type is None):
+            raise ValueError("exactly one of `pretrained` and `type` must be given")
+        return self
+
+
+class DenseSpec(Block):
+    """How the dense reference is trained. `steps: 0` takes a pretrained model as it is."""
+
+    steps: int = Field(ge=0, le=10_000_000)
+    learning_rate: float = Field(gt=0, le=1)
+    batch: int = Field(16, ge=1)
+    """Sequences per step over all workers, in every phase of this task."""
+    weight_decay: float = Field(0.01, ge=0, lt=1)
+    warmup_fraction: float = Field(0.05, ge=0, le=1)
+
+
+# --------------------------------------------------------------------------- tasks
+
+
+class Resources(Block):
+    """What one trial takes, and how many run side by side."""
+
+    workers: int = Field(1, ge=1, le=4096)
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    concurrent_trials: int = Field(1, ge=1)
+
+
+class TaskBase(Block):
+    name: Name
+    data: Data
+    model: ModelSpec
+    dense: DenseSpec
+    method: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the campaign's `method` that differ for this task."""
+    resources: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the campaign's `resources` that differ for this task."""
+    evaluate_every: int = Field(100, ge=1)
+    """Steps between validations during training; the last step always validates."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast in training; gates, multipliers, counts and evaluation stay float32."""
+    max_train_examples: int | None = Field(None, ge=1)
+    max_eval_examples: int | None = Field(None, ge=1)
+    """Caps, by content hash; for language models an example is a window of `context` tokens."""
+
+    @field_validator("method")
+    @classmethod
+    def _method_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return check_fields(MethodSpec, value)
+
+    @field_validator("resources")
+    @classmethod
+    def _resource_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return check_fields(Resources, value)
+
+
+class LanguageModelling(TaskBase):
+    """Next-token prediction. Evaluation: windows of `context` tokens without overlap."""
+
+    kind: Literal["language-modelling"]
+    level: Literal["character", "word", "token"] = "character"
+    """`token`: of the pretrained model, or a byte-pair encoding of the training text."""
+    context: int = Field(128, ge=2, le=1_000_000)
+    vocab_size: int = Field(8192, ge=2)
+    """Upper bound for `word` (rarer words become <unk>) and `token`."""
+
+
+class Classification(TaskBase):
+    """One label per text or pair of texts."""
+
+    kind: Literal["classification"]
+    max_length: int = Field(128, ge=4, le=100_000)
+    vocab_size: int = Field(8192, ge=64)
+    """For a model built from a config: size of the byte-pair encoding of the training text."""
+    metric: Literal["accuracy", "f1", "matthews"] = "accuracy"
+
+
+Task = Annotated[LanguageModelling | Classification, Field(discriminator="kind")]
+
+
+# --------------------------------------------------------------------------- after training
+
+
+class MeasureSpec(Block):
+    """Speed: paired and interleaved, alone on the machine, after all training."""
+
+    batch: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 32], min_length=1)
+    length: int = Field(128, ge=1)
+    repeats: int = Field(9, ge=7)
+    """Medians of fewer than 7 pairs moved by more than 10 % on a shared machine."""
+    threads: int | None = Field(None, ge=1)
+    """Default: every core the measuring process may use."""
+
+
+def _check_rules(texts: list[str]) -> list[str]:
+    errors = []
+    for index, text in enumerate(texts):
+        try:
+            parse_rule(text)
+        except ValueError as error:
+            errors.append(rule((index,), str(error)))
+    if errors:
+        raise PlacedErrors(errors, Block)
+    return texts
+
+
+class SelectSpec(Block):
+    """`require` rules such as `quality_drop <= 2%`, then one objective among those that pass."""
+
+    require: list[str] = Field(default_factory=list)
+    then: Literal["smallest", "fastest", "best", "knee"] = "smallest"
+
+    @field_validator("require")
+    @classmethod
+    def _parse(cls, value: list[str]) -> list[str]:
+        return _check_rules(value)
+
+
+class PromoteSpec(Block):
+    """Registry name and the rules that the downloaded artifact must pass to become champion."""
+
+    model: str = "{campaign}-{task}"
+    gates: list[str] = Field(default_factory=list)
+
+    @field_validator("gates")
+    @classmethod
+    def _parse(cls, value: list[str]) -> list[str]:
+        return _check_rules(value)
+
+    @field_validator("model")
+    @classmethod
+    def _placeholders(cls, value: str) -> str:
+        try:
+            value.format(campaign="c", task="t")
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"only {{campaign}} and {{task}} may stand in braces, got {value!r}"
+            ) from error
+        if "{task}" not in value:
+            raise ValueError(f"{{task}} must be part of the name, got {value!r}")
+        return value
+
+
+class TrackingSpec(Block):
+    uri: str | None = None
+    """MLflow tracking URI; by default SQLite under `storage`."""
+    registry: str | None = None
+
+
+class CampaignSpec(Block):
+    """A whole campaign. The same spec gives the same trial keys, wherever it runs."""
+
+    name: Name
+    seed: int = Field(0, ge=0, lt=2**31)
+    storage: str = "runs"
+    tracking: TrackingSpec = TrackingSpec()
+    resources: Resources = Resources()
+    tasks: list[Task] = Field(min_length=1)
+    method: MethodSpec = MethodSpec()
+    search: SearchSpec
+    measure: MeasureSpec = MeasureSpec()
+    select: SelectSpec = SelectSpec()
+    promote: PromoteSpec = PromoteSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CampaignSpec:
+        errors = []
+        names = [task.name for task in self.tasks]
+        for index, task in enumerate(self.tasks):
+            if task.name in names[:index]:
+                message = f"task names must differ, got {task.name!r} again"
+                errors.append(rule(("tasks", index, task.kind, "name"), message))
+            workers = self.resources_of(task).workers
+            if task.dense.batch % workers:
+                message = f"must be a multiple of resources.workers, got {task.dense.batch} and"
+                errors.append(
+                    rule(("tasks", index, task.kind, "dense", "batch"), f"{message} {workers}")
+                )
+        errors += self._unmeasured(("select", "require"), self.select.require)
+        errors += self._unmeasured(("promote", "gates"), self.promote.gates)
+        if errors:
+            raise PlacedErrors(errors, type(self))
+        return self
+
+    def _unmeasured(self, place: tuple[str, str], rules: list[str]) -> list[dict[str, Any]]:
+        """Rules on a batch that `measure` leaves out: no model could ever pass them."""
+        batches = {index: parse_rule(text).batch for index, text in enumerate(rules)}
+        message = f"the batch must be one of measure.batch {self.measure.batch}, got"
+        return [
+            rule((*place, index), f"{message} {batch}")
+            for index, batch in batches.items()
+            if batch is not None and batch not in self.measure.batch
+        ]
+
+    def method_of(self, task: TaskBase, **searched: Any) -> MethodSpec:
+        """The method of a task, with the values that a trial searched on top."""
+        return MethodSpec.model_validate(self.method.model_dump() | task.method | searched)
+
+    def resources_of(self, task: TaskBase) -> Resources:
+        return Resources.model_validate(self.resources.model_dump() | task.resources)
+
+    def task(self, name: str) -> LanguageModelling | Classification:
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise ValueError(f"no task {name!r}; tasks: {', '.join(t.name for t in self.tasks)}")
+
+    def digest(self) -> str:
+        """Hash of everything that decides results; where they are stored does not count."""
+        return content_hash(self.model_dump(mode="json", exclude={"storage", "tracking"}))
+
+
+def content_hash(value: Any, length: int = 16) -> str:
+    """First `length` hex digits of the SHA-256 of a JSON value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

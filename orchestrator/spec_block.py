@@ -1,0 +1,87 @@
+"""The base of every block of a spec, and how its validators name a place further down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+
+
+class Block(BaseModel):
+    """Base of every block: unknown keys are errors, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _no_truth_as_number(cls, block: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """pydantic would read `steps: true` as 1."""
+        truths = _truths(cls, block) if isinstance(block, dict) else []
+        if not truths:
+            return handler(block)
+        others: list[Any] = []
+        try:
+            handler(block)
+        except ValidationError as error:
+            others = error.errors(include_url=False)
+        refused = {other["loc"] for other in others}
+        raise PlacedErrors([t for t in truths if t["loc"] not in refused] + others, cls)
+
+
+class PlacedErrors(ValueError):
+    """Errors that a validator found further down than the field it was called for.
+
+    pydantic cannot report them with their place, so they travel as one value error and
+    `spec_errors` spreads them out again.
+
+    Args:
+        errors: As `ValidationError.errors()` gives them, `loc` relative to the validated field.
+        model: The class whose rules were broken.
+    """
+
+    def __init__(self, errors: Iterable[Any], model: type[BaseModel]) -> None:
+        self.errors = list(errors)
+        self.model = model
+        super().__init__(
+            "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}" for e in self.errors)
+        )
+
+
+def rule(loc: tuple[str | int, ...], message: str) -> dict[str, Any]:
+    """One broken rule in the form of `ValidationError.errors()`; the message holds the value."""
+    return {"type": "rule", "loc": loc, "msg": message, "input": None}
+
+
+def check_fields(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` unchanged, once each is a field of `model` with a value that it may take.
+
+    Raises:
+        PlacedErrors: Every key or value that the model refuses.
+    """
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        raise PlacedErrors(error.errors(include_url=False), model) from error
+    return values
+
+
+def _truths(model: type[BaseModel], values: dict[str, Any]) -> list[dict[str, Any]]:
+    """One error for each true or false that stands where `model` takes none."""
+    errors = []
+    for name, field in model.model_fields.items():
+        value = values.get(name)
+        if bool in (field.annotation, *get_args(field.annotation)):
+            continue
+        if isinstance(value, bool):
+            errors.append(rule((name,), f"must not be true or false, got {value}"))
+        for index, item in enumerate(value if isinstance(value, list) else []):
+            if isinstance(item, bool):
+                errors.append(rule((name, index), f"must not be true or false, got {item}"))
+    return errors

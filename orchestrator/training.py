@@ -1,0 +1,268 @@
+"""One stretch of training: steps, schedule, validation, what is recorded along the way."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.pruner import Pruner
+from lowrank.schedule import warmup_cosine
+from orchestrator.errors import TrialError
+from orchestrator.records import CurvePoint
+from orchestrator.tasks.base import TrainingTask
+from orchestrator.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+POINTS_PER_STRETCH = 40
+"""Curve points without validation: enough to see a shape, few enough for one MLflow batch."""
+
+
+@dataclass(kw_only=True)
+class Recorder:
+    """Collects the curve, passes each point on, and reports progress at validations."""
+
+    workers: Workers
+    total_steps: int
+    sink: Callable[[list[CurvePoint]], None] | None = None
+    """Receives new points in batches, on rank 0: the tracking run's writer."""
+    curve: list[CurvePoint] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+    _unsent: list[CurvePoint] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def add(self, point: CurvePoint) -> CurvePoint:
+        point = replace(point, seconds=round(self.seconds, 3))
+        self.curve.append(point)
+        self._unsent.append(point)
+        return point
+
+    def report(self, point: CurvePoint) -> None:
+        """A point that everyone hears of. Called at the same steps on all workers."""
+        point = self.add(point)
+        self.flush()
+        progress = {k: getattr(point, k) for k in point.__dataclass_fields__}
+        self.workers.report(
+            {k: v for k, v in progress.items() if v is not None} | {"total_steps": self.total_steps}
+        )
+
+    def flush(self) -> None:
+        if self.sink is not None and self.workers.rank == 0 and self._unsent:
+            self.sink(self._unsent)
+        self._unsent = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """What one stretch of training does."""
+
+    first_step: int
+    """Global step at which it begins; decides its data."""
+    num_steps: int
+    max_grad_norm: float
+    evaluate_every: int
+    warmup_fraction: float = 0.05
+    precision: str = "float32"
+    keep_best: bool = False
+    """End with the weights of the best validation instead of the last."""
+    teacher: nn.Module | None = None
+    distill: float = 0.0
+    temperature: float = 1.0
+    pruner: Pruner | None = None
+    phase: str = "dense"
+
+
+def train(
+    model: nn.Module,
+    groups: list[dict[str, Any]],
+    task: TrainingTask,
+    workers: Workers,
+    stretch: Stretch,
+    recorder: Recorder,
+) -> None:
+    """Run one stretch in place.
+
+    Args:
+        model: On the workers' device; trained in place.
+        groups: Optimizer groups (AdamW); the schedule scales the rate of each but the gates',
+            which keep theirs (the gates follow their own anneal).
+        task: Batches and losses.
+        workers: Who else trains.
+        stretch: Length, data position and extras.
+        recorder: Where curve points go.
+
+    Raises:
+        TrialError: The loss is no longer finite.
+    """
+    if stretch.num_steps == 0:
+        return
+    freeze_unused(model, task, workers)
+    wrapped = workers.wrap(model)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    gates = _gate_ids(stretch.pruner)
+    weights = [p for p in model.parameters() if p.requires_grad and id(p) not in gates]
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    best = _Best(task)
+    losses: list[Tensor] = []
+    log_every = max(1, stretch.num_steps // POINTS_PER_STRETCH)
+    for step in range(stretch.num_steps):
+        factor = warmup_cosine(step, stretch.num_steps, stretch.warmup_fraction)
+        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+            is_gates = bool(gates) and id(group["params"][0]) in gates
+            group["lr"] = rate if is_gates else rate * factor
+        losses.append(_step(wrapped, task, workers, stretch, optimizer, weights, step))
+        point = _point(stretch, step, base_rates[0] * factor)
+        if stretch.pruner is not None:
+            stretch.pruner.step()
+        done = step + 1
+        if done % stretch.evaluate_every == 0 or done == stretch.num_steps:
+            metrics = evaluate(model, task, workers, "validation")
+            value = metrics[task.metric.name]
+            best.offer(model, value, stretch.keep_best)
+            recorder.report(
+                replace(point, train_loss=_mean(losses, workers, step), validation=_finite(value))
+            )
+            losses = []
+        elif done % log_every == 0:
+            recorder.add(replace(point, train_loss=_mean(losses, workers, step)))
+            losses = []
+    best.restore(model)
+
+
+def evaluate(
+    model: nn.Module, task: TrainingTask, workers: Workers, split: str
+) -> dict[str, float]:
+    """All metrics of a split, every worker doing its share; the same on all of them."""
+    training = model.training
+    model.eval()
+    try:
+        shard = task.evaluate_shard(model, split, workers.rank, workers.world)
+    finally:
+        model.train(training)
+    return task.combine(workers.gather(shard), split)
+
+
+def weight_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """AdamW groups of a model without gates: matrices decay, vectors do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {
+            "params": [p for p in parameters if p.ndim > 1],
+            "lr": learning_rate,
+            "weight_decay": weight_decay,
+        },
+        {
+            "params": [p for p in parameters if p.ndim <= 1],
+            "lr": learning_rate,
+            "weight_decay": 0.0,
+        },
+    ]
+
+
+def freeze_unused(model: nn.Module, task: TrainingTask, workers: Workers) -> list[str]:
+    """Freeze parameters that the loss does not reach, found by one backward pass.
+
+    DistributedDataParallel stops at the second step if a parameter got no gradient.
+    """
+    if workers.world == 1:
+        return []
+    batch = {k: v.to(workers.device) for k, v in task.batch(0, 0, task.batch_size).items()}
+    task.loss(model, batch).backward()
+    unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    for name in unused:
+        # gates and factors get theirs from the penalty too, and are never in this list
+        model.get_parameter(name).requires_grad_(False)
+    model.zero_grad(set_to_none=True)
+    if unused:
+        logger.info("not reached by the loss, kept as they are: %s", ", ".join(unused))
+    return unused
+
+
+def _step(
+    wrapped: nn.Module,
+    task: TrainingTask,
+    workers: Workers,
+    stretch: Stretch,
+    optimizer: torch.optim.Optimizer,
+    weights: list[nn.Parameter],
+    step: int,
+) -> Tensor:
+    batch = task.batch(stretch.first_step + step, workers.rank, workers.world)
+    batch = {name: value.to(workers.device) for name, value in batch.items()}
+    wrapped.train()
+    with torch.autocast(
+        workers.device.type, dtype=torch.bfloat16, enabled=stretch.precision == "bfloat16"
+    ):
+        loss = task.loss(wrapped, batch, stretch.teacher, stretch.distill, stretch.temperature)
+    total = loss if stretch.pruner is None else loss + stretch.pruner.penalty()
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(weights, stretch.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def _point(stretch: Stretch, step: int, rate: float) -> CurvePoint:
+    """The curve point of a step, before the multipliers move on."""
+    pruner, phase = stretch.pruner, stretch.phase
+    extras: dict[str, float] = {}
+    if pruner is not None:
+        phase = "anneal" if pruner.step_index < pruner.method.anneal_steps else "hold"
+        extras = {
+            "expected_density": float(pruner.expected_density().detach()),
+            "target_density": pruner.target,
+            "lambda_linear": pruner.lagrangian.lambda_linear,
+            "lambda_quadratic": pruner.lagrangian.lambda_quadratic,
+        }
+    return CurvePoint(
+        step=stretch.first_step + step + 1, phase=phase, seconds=0, learning_rate=rate, **extras
+    )
+
+
+def _mean(losses: list[Tensor], workers: Workers, step: int) -> float:
+    """Mean of the collected losses over steps and workers; stops a diverged run everywhere."""
+    values = workers.gather(float(torch.stack(losses).mean()))
+    mean = sum(values) / len(values)
+    if not math.isfinite(mean):
+        raise TrialError(f"the training loss is {mean} near step {step + 1}: training diverged")
+    return mean
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _gate_ids(pruner: Pruner | None) -> set[int]:
+    return {id(layer.gate.log_alpha) for layer in pruner.layers.values()} if pruner else set()
+
+
+class _Best:
+    """The weights of the best validation so far, in host memory."""
+
+    def __init__(self, task: TrainingTask) -> None:
+        self._sign = -1.0 if task.metric.higher_is_better else 1.0
+        self._value = math.inf
+        self._state: dict[str, Tensor] | None = None
+        self._is_last = False
+
+    def offer(self, model: nn.Module, value: float, keep: bool) -> None:
+        self._is_last = keep and self._sign * value < self._value
+        if self._is_last:
+            self._value = self._sign * value
+            self._state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+
+    def restore(self, model: nn.Module) -> None:
+        if self._state is not None and not self._is_last:
+            model.load_state_dict(self._state)

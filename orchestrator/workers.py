@@ -1,0 +1,88 @@
+"""What the training loop knows of the processes it runs in: rank, gather, report.
+
+The loop never names Ray. `LocalWorkers` is one plain process; `RayWorkers` is a worker of a Ray
+Train run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+class Workers(Protocol):
+    """The data-parallel group, seen from one of its processes."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Make gradients the mean over workers; the wrapped model shares its parameters."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all workers, by rank, on every worker."""
+        ...
+
+    def report(self, progress: dict[str, Any], checkpoint: Path | None = None) -> None:
+        """Called by all workers at the same steps; rank 0's values and files are kept."""
+        ...
+
+
+class LocalWorkers:
+    """One process, no cluster."""
+
+    rank, world = 0, 1
+
+    def __init__(self, on_report: Any = None) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._on_report = on_report
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def report(self, progress: dict[str, Any], checkpoint: Path | None = None) -> None:
+        if self._on_report is not None:
+            self._on_report(progress, checkpoint)
+
+
+class RayWorkers:
+    """A worker of a Ray Train run; gloo on CPU, NCCL on GPU, as TorchTrainer chose."""
+
+    def __init__(self) -> None:
+        import ray.train
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        import ray.train.torch
+
+        # the only buffers that change are the gates' noise, the same on every worker already
+        return ray.train.torch.prepare_model(
+            model, parallel_strategy_kwargs={"broadcast_buffers": False}
+        )
+
+    def gather(self, value: Any) -> list[Any]:
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def report(self, progress: dict[str, Any], checkpoint: Path | None = None) -> None:
+        import ray.train
+
+        kept = None
+        if checkpoint is not None and self.rank == 0:
+            kept = ray.train.Checkpoint.from_directory(str(checkpoint))
+        ray.train.report(progress, checkpoint=kept)
