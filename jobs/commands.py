@@ -152,7 +152,7 @@ def compress(
 
     spec = load_spec(path, overrides)
     task = _task(spec, task_name)
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CampaignError(f"--output must be a new or empty folder, got {output}")
     record = compress_one(spec, task, density, output.absolute(), say)
     name = record.metric.name

@@ -213,9 +213,10 @@ class Campaign:
                 "seed": self.spec.seed,
                 "workers": self.spec.resources_of(task).workers,
                 "data_hash": state.data.content_hash,
-                "method": method | params,
                 "dense": task.dense.model_dump(),
-            },
+            }
+            # a dense reference outlives a change of method, and MLflow refuses changed parameters
+            | ({"method": method | params} if dense else {}),
             {
                 "kind": "trial" if dense else "dense",
                 "spec_hash": self.spec.digest(),

@@ -24,6 +24,8 @@ OBJECT_STORE_BYTES = 100 * 2**20
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -36,6 +38,8 @@ ENVIRONMENT = {
     # Ctrl-C is ours: it ends the campaign, not only the search of one task
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # a trial is several small processes that use no CPU of their own; Ray warns of each batch
+    "RAY_worker_maximum_startup_concurrency": "16",
 }
 
 

@@ -29,7 +29,10 @@ def resolve_pretrained(model: ModelSpec) -> str | None:
     if name is None or not name.startswith(PACKAGE_PREFIX):
         return name
     package = name.removeprefix(PACKAGE_PREFIX)
-    found = importlib.util.find_spec(package)
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # of `a.b` without an `a`, and of no name at all
+        found = None
     if found is None or not found.submodule_search_locations:
         raise ModelError(f"model.pretrained: no installed Python package {package!r}")
     root = Path(found.submodule_search_locations[0])
@@ -124,5 +127,5 @@ def _load_pretrained(
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"model.pretrained: {source!r} is neither a folder with a model nor a hub name that "
-            f"can be reached: {str(error).splitlines()[0]}"
+            f"can be reached: {(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from error

@@ -38,7 +38,7 @@ def loss_values(
 
     Returns:
         Shape [n, 3]: loss of validation quality against dense in the metric's unit (negative is
-        better than dense), parameters of the whole model, latency in milliseconds. A latency
+        better than dense), parameters of the whole model, paired latency in milliseconds. One
         that is missing is NaN; if none was measured, the column is left out: [n, 2].
     """
     for record in records:
@@ -49,12 +49,27 @@ def loss_values(
             )
     sign = -1.0 if dense.metric.higher_is_better else 1.0
     batch = largest_batch(records) if batch is None else batch
+    latencies = paired_latencies_ms(records, batch)
     rows = [
-        (sign * (r.quality - dense.quality), r.size.num_parameters, r.latency_ms(batch))
-        for r in records
+        (sign * (r.quality - dense.quality), r.size.num_parameters, latency)
+        for r, latency in zip(records, latencies, strict=True)
     ]
     losses = np.array(rows, dtype=np.float64).reshape(-1, 3)
     return losses[:, :2] if np.isnan(losses[:, 2]).all() else losses
+
+
+def paired_latencies_ms(records: Sequence[ModelRecord], batch: int | None) -> list[float]:
+    """Latencies that compare across models measured at different times.
+
+    The machine's load moves the raw latency of a model, but hardly its ratio to the dense model
+    timed beside it: latency = median dense latency over all records / speed-up. NaN where a model
+    was not measured at this batch.
+    """
+    dense = [row.dense_ms for record in records for row in record.speed if row.batch == batch]
+    if not dense:
+        return [math.nan] * len(records)
+    reference = float(np.median(dense))
+    return [reference / record.speedup(batch) for record in records]
 
 
 def largest_batch(records: Sequence[ModelRecord]) -> int | None:

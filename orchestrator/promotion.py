@@ -157,5 +157,5 @@ def _outcome(
         promoted=promoted,
         sentence=sentence,
         checks=checks,
-        reproduced=test,
+        reproduced={name: value for name, value in test.items() if math.isfinite(value)},
     )

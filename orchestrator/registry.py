@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
+ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+"""MLflow's codes for a missing model and for a missing alias or version."""
+
 
 class Registry:
     """A model registry.
@@ -99,13 +102,20 @@ class Registry:
         return previous, champion
 
     def version(self, name: str, alias: str) -> str | None:
-        """The version an alias points at, or None."""
+        """The version an alias points at, or None.
+
+        Raises:
+            RegistryError: The registry does not answer.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
             return str(self.client.get_model_version_by_alias(name, alias).version)
-        except MlflowException:
-            # MLflow answers a missing alias and a missing model with the same kinds of error
+        except MlflowException as error:
+            if error.error_code not in ABSENT:
+                raise RegistryError(
+                    f"{redact_uri(self.uri)} does not answer: {redact_uri(str(error))[:300]}"
+                ) from error
             return None
 
     def tags(self, name: str, version: str) -> dict[str, str]:
@@ -144,7 +154,9 @@ class Registry:
             self.client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise RegistryError(f"model {name!r} cannot be registered: {error}") from error
+                raise RegistryError(
+                    f"model {name!r} cannot be registered: {redact_uri(str(error))[:300]}"
+                ) from error
 
     def _version_of(self, name: str, model_uri: str) -> str | None:
         for version in self.client.search_model_versions(f"name = '{name}'"):

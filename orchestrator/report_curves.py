@@ -165,7 +165,7 @@ def draw_ranks(figure: Figure, task: TaskResult, shown: Sequence[ModelRecord]) -
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=14)
-    bar.ax.set_title("rank /\nbreak-even", size=7.5, loc="center")
+    bar.ax.set_title("rank /\nbreak-even", size=7.5, loc="right")
     bar.outline.set_visible(False)
     return {}
 

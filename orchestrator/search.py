@@ -48,7 +48,8 @@ def plan_trials(
     plans: dict[str, TrialPlan] = {}
     for _ in range(search.trials_per_density):
         for _, searched in generate_variants(space, random_state=state):
-            searched = {k: _plain(v) for k, v in searched.items()}
+            drawn = {k for k, choice in search.fields.items() if isinstance(choice, Distribution)}
+            searched = {k: _plain(k, v, k in drawn) for k, v in searched.items()}
             method = spec.method_of(task, **searched)
             key = trial_key(spec, task, method, data_hash)
             # two draws from a short list can be the same trial: it runs once
@@ -99,15 +100,22 @@ def _domain(choice: Distribution | list[Any]) -> Any:
     return tune.uniform(*choice.uniform)
 
 
-def _plain(value: Any) -> Any:
-    """Drawn floats with four digits: keys and names stay readable, and exact in JSON."""
-    return float(f"{float(value):.4g}") if isinstance(value, float) else value
+def _plain(field: str, value: Any, drawn: bool) -> Any:
+    """Drawn floats with four digits: keys and names stay readable, and exact in JSON.
+
+    What the spec lists stays as it is written.
+    """
+    if not isinstance(value, float):
+        return value
+    if MethodSpec.model_fields[field].annotation is int:
+        return round(value)
+    return float(f"{value:.4g}") if drawn else float(value)
 
 
 def _name(searched: dict[str, Any]) -> str:
     rest = [
-        f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
+        f"{k}={v:.12g}" if isinstance(v, float) else f"{k}={v}"
         for k, v in searched.items()
         if k != "density"
     ]
-    return " ".join([f"density={searched['density']:g}", *rest])
+    return " ".join([f"density={searched['density']:.12g}", *rest])

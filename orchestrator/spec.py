@@ -217,6 +217,8 @@ class PromoteSpec(Block):
             raise ValueError(
                 f"only {{campaign}} and {{task}} may stand in braces, got {value!r}"
             ) from error
+        if set(value) & set("/:'\""):
+            raise ValueError(f"MLflow's model names hold no / : ' or \", got {value!r}")
         if "{task}" not in value:
             raise ValueError(f"{{task}} must be part of the name, got {value!r}")
         return value

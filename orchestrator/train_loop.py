@@ -7,6 +7,7 @@ test, under `lowrank compress`, and on every worker of a cluster.
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from lowrank.projection import Projection
 from lowrank.pruner import FlopL0, Pruner
 from lowrank.surgery import find_layers
 from orchestrator.data.prepare import PreparedData
-from orchestrator.errors import ModelError
+from orchestrator.errors import ModelError, TrialError
 from orchestrator.models import auto_class_of, build_model
 from orchestrator.records import RECORD, CurvePoint, Densities, ModelRecord, Size
 from orchestrator.spec import Classification, LanguageModelling, MethodSpec, Task, content_hash
@@ -72,7 +73,8 @@ def run_job(job: Job, workers: Workers, sink: Sink | None = None) -> ModelRecord
 
     Raises:
         TrialError: Training diverged.
-        ModelError: The model cannot be built or holds no layer to compress.
+        ModelError: The model cannot be built, or cannot read inputs as long as the task's.
+        LowRankError: No layer matches the patterns, or the density is out of reach.
     """
     task = make_task(job.task_spec, PreparedData.open(Path(job.data)), job.seed)
     torch.manual_seed(_worker_seed(job, workers.rank))
@@ -87,6 +89,7 @@ def _train_dense(job: Job, task: TrainingTask, workers: Workers, sink: Sink | No
     # before any training: a pattern that matches nothing must not cost a training run
     method = job.method_spec
     prunable = list(find_layers(model, method.include, method.exclude).layers)
+    _check_length(model, task)
     torch.manual_seed(_worker_seed(job, workers.rank))
     recorder = Recorder(workers=workers, total_steps=spec.dense.steps, sink=sink)
     stretch = Stretch(
@@ -111,6 +114,7 @@ def _compress(job: Job, task: TrainingTask, workers: Workers, sink: Sink | None)
     if method.distill > 0:
         teacher = load_pretrained(job.dense).to(workers.device).requires_grad_(False)
     pruner = Pruner(model, flop_l0(method), method.include, method.exclude, seed=job.seed)
+    pruner.project()  # a density that not even rank 1 meets must not cost a training run either
     gated_steps = method.anneal_steps + method.hold_steps
     recorder = Recorder(workers=workers, total_steps=gated_steps + method.finetune_steps, sink=sink)
     common: dict[str, Any] = {
@@ -194,14 +198,12 @@ def _finish(
     seconds = recorder.seconds
     with tempfile.TemporaryDirectory(prefix="lowrank-export-") as temporary:
         folder = Path(temporary)
+        tokenizer = load_tokenizer(task.data.tokenizer_folder)
+        if isinstance(job.task_spec, Classification):
+            # whoever uses the model cuts long texts where training did
+            tokenizer.model_max_length = task.max_length
         metadata = {"prunable": prunable, "key": job.key, "task": job.task["name"]}
-        save_pretrained(
-            model,
-            folder,
-            auto_class_of(job.task_spec),
-            load_tokenizer(task.data.tokenizer_folder),
-            metadata,
-        )
+        save_pretrained(model, folder, auto_class_of(job.task_spec), tokenizer, metadata)
         validation, test, size = measure_export(folder, task, workers)
         record = ModelRecord(
             key=job.key,
@@ -218,7 +220,7 @@ def _finish(
             export_sha256=sha256_of(folder / WEIGHTS),
             config=job.method if projection is not None else {},
             ranks=_ranks(pruner, projection),
-            projection={k: v for k, v in measured.items()},
+            projection={name: value for name, value in measured.items() if math.isfinite(value)},
         )
         record.save(folder / RECORD)
         recorder.flush()
@@ -233,6 +235,10 @@ def measure_export(
     model = load_pretrained(folder).to(workers.device)
     validation = evaluate(model, task, workers, "validation")
     test = evaluate(model, task, workers, "test")
+    for split, metrics in (("validation", validation), ("test", test)):
+        value = metrics[task.metric.name]
+        if not math.isfinite(value):
+            raise TrialError(f"{split} {task.metric.name} of the trained model is {value}")
     return validation, test, recount(folder, model, task)
 
 
@@ -259,6 +265,22 @@ def with_densities(record: ModelRecord, dense: ModelRecord) -> Densities:
             f"for {target} (trial {record.key})"
         )
     return densities
+
+
+def _check_length(model: nn.Module, task: TrainingTask) -> None:
+    """One pass at the task's full length: otherwise the first long example ends the training."""
+    device = next(model.parameters()).device
+    inputs = {k: v.to(device) for k, v in task.example_inputs(1, task.max_length).items()}
+    try:
+        with torch.no_grad():
+            model.eval()(**inputs)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        limit = getattr(model.config, "max_position_embeddings", None)
+        known = f"; its config has max_position_embeddings {limit}" if limit else ""
+        raise ModelError(
+            f"the model must read {task.max_length} tokens at once (`context` or `max_length`), "
+            f"but fails{known}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from error
 
 
 def _ranks(pruner: Pruner | None, projection: Projection | None) -> dict[str, dict[str, int]]:

@@ -43,6 +43,7 @@ class Launch:
 
 def worker(config: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs. Returns the reason if the job itself is at fault."""
+    from lowrank.errors import LowRankError
     from orchestrator.tracking import RunWriter
     from orchestrator.train_loop import Job, run_job
     from orchestrator.workers import RayWorkers
@@ -57,7 +58,7 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
 
     try:
         run_job(Job(**config["job"]), workers, sink)
-    except CampaignError as error:
+    except (CampaignError, LowRankError) as error:
         # returned, not raised: Ray would take it for a fault of the machine and try again
         return {"failure": str(error)}
     return {"failure": None}

@@ -100,15 +100,19 @@ def trial_name(config: Mapping[str, Any]) -> str:
 
 
 def facts(values: Mapping[str, Any]) -> str:
-    """A flat mapping in words, `threads 2, dtype float32`, inner mappings in brackets."""
+    """A mapping in words, `threads 2, dtype float32`, inner ones in brackets, without blanks."""
     parts = []
     for key, value in values.items():
+        if value is None or value in ("", [], {}):
+            continue
         text = f"({facts(value)})" if isinstance(value, Mapping) else _fact(value)
         parts.append(f"{metric_name(str(key))} {text}")
     return ", ".join(parts)
 
 
 def _fact(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(_fact(item) for item in value)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return short(value)

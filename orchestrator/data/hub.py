@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from orchestrator.data.text_files import Row
@@ -78,6 +79,8 @@ def _column(data: HubDataset, table: Any, name: str) -> list[Any]:
 def _load(data: HubDataset, split: str) -> Any:
     import datasets
 
+    if not sys.stderr.isatty():  # in a log, a progress bar is one line per update
+        datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(data.path, data.name, data_files=data.data_files, split=split)
     except Exception as error:  # builders run arbitrary code and raise anything

@@ -37,7 +37,7 @@ def language_documents() -> list[str]:
     texts = _topics() + [text for _, text in _docstrings()]
     if not texts:
         raise DataError(f"no Python sources with docstrings under {_library()}")
-    return [text.rstrip() + "\n\n" for text in dict.fromkeys(texts)]
+    return list(dict.fromkeys(text.rstrip() + "\n\n" for text in texts))
 
 
 def labelled_docstrings(classes: int) -> list[Row]:

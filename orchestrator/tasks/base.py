@@ -25,6 +25,8 @@ class TrainingTask(ABC):
     """
 
     metric: Metric
+    max_length: int
+    """Tokens of the longest input."""
 
     def __init__(self, data: PreparedData, batch_size: int, seed: int) -> None:
         self.data, self.batch_size, self.seed = data, batch_size, seed

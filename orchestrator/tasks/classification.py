@@ -25,6 +25,7 @@ class ClassificationTask(TrainingTask):
 
     def __init__(self, spec: Classification, data: PreparedData, seed: int) -> None:
         super().__init__(data, spec.dense.batch, seed)
+        self.max_length = spec.max_length
         self.metric = Metric(name=spec.metric, higher_is_better=True)
         self._examples = {s: data.examples(s) for s in ("train", "validation", "test")}
         self._lengths = np.diff(np.asarray(self._examples["train"].offsets))
@@ -81,6 +82,7 @@ class ClassificationTask(TrainingTask):
         }
 
     def example_inputs(self, batch: int, length: int) -> Batch:
+        length = min(length, self.max_length)
         ids = self.generator("example").integers(0, self.data.vocab_size, (batch, length))
         tokens = torch.from_numpy(ids)
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
@@ -88,17 +90,14 @@ class ClassificationTask(TrainingTask):
     def _pad(self, split: str, indices: np.ndarray) -> Batch:
         rows = [self._examples[split][int(i)] for i in indices]
         length = max(len(ids) for ids, _, _ in rows)
-        shape = (len(rows), length)
-        ids = torch.full(shape, self.data.pad_token_id or 0, dtype=torch.long)
-        types = torch.zeros(shape, dtype=torch.long)
-        mask = torch.zeros(shape, dtype=torch.long)
+        ids = np.full((len(rows), length), self.data.pad_token_id or 0, dtype=np.int64)
+        types, mask = np.zeros_like(ids), np.zeros_like(ids)
         for row, (tokens, type_ids, _) in enumerate(rows):
-            n = len(tokens)
-            ids[row, :n] = torch.as_tensor(np.asarray(tokens), dtype=torch.long)
-            types[row, :n] = torch.as_tensor(np.asarray(type_ids), dtype=torch.long)
-            mask[row, :n] = 1
-        batch = {"input_ids": ids, "attention_mask": mask}
-        if self.data.info.get("uses_type_ids"):
-            batch["token_type_ids"] = types
-        batch["labels"] = torch.tensor([label for _, _, label in rows])
-        return batch
+            ids[row, : len(tokens)] = tokens
+            types[row, : len(tokens)] = type_ids
+            mask[row, : len(tokens)] = 1
+        arrays = {"input_ids": ids, "attention_mask": mask}
+        if self.data.info["uses_type_ids"]:
+            arrays["token_type_ids"] = types
+        arrays["labels"] = np.array([label for _, _, label in rows])
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}

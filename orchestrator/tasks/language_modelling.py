@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class LanguageModellingTask(TrainingTask):
 
     def __init__(self, spec: LanguageModelling, data: PreparedData, seed: int) -> None:
         super().__init__(data, spec.dense.batch, seed)
-        self.context = spec.context
+        self.context = self.max_length = spec.context
         name = "bits_per_character" if spec.level == "character" else "perplexity_token"
         self.metric = Metric(name=name, higher_is_better=False)
         self._train = data.tokens("train")
@@ -70,12 +71,17 @@ class LanguageModellingTask(TrainingTask):
         # the first token of a split is given, not predicted; its words and characters are
         # prorated so that "per word" and "per token" speak of the same text
         share = count / info["num_tokens"]
-        return {
+        metrics = {
             "loss_nats": nats / count,
             "perplexity_token": perplexity(nats, count),
-            "perplexity_word": perplexity(nats, info["num_words"] * share),
             "bits_per_character": bits_per_character(nats, info["num_characters"] * share),
         }
+        if info["num_words"]:
+            per_word = perplexity(nats, info["num_words"] * share)
+            # text that hardly uses white space overflows, and records hold finite numbers only
+            if math.isfinite(per_word):
+                metrics["perplexity_word"] = per_word
+        return metrics
 
     def example_inputs(self, batch: int, length: int) -> Batch:
         length = min(length, self.context)

@@ -24,8 +24,16 @@ from orchestrator.records import (
 BITS = Metric(name="bits_per_character", higher_is_better=False)
 ACCURACY = Metric(name="accuracy", higher_is_better=True)
 
-HARDWARE = {"cpu": "AMD EPYC 7B13", "cores": 2, "memory_gib": 7.8, "gpu": "none"}
-FINGERPRINT = {"cpu": "AMD EPYC 7B13", "threads": 2, "dtype": "float32", "torch": "2.13.0"}
+FINGERPRINT = {
+    "device": "cpu",
+    "cpu": "AMD EPYC 7B13",
+    "cores": 2,
+    "threads": 2,
+    "dtype": "float32",
+    "torch": "2.13.0+cpu",
+    "system": "Linux x86_64",
+}
+HARDWARE = FINGERPRINT | {"cluster_cpus": 2.0, "cluster_gpus": 0}
 
 GPT2_SHAPES = {
     "attn.c_attn": (128, 384),
@@ -210,9 +218,10 @@ def make_trial(
         "densities": Densities.of(size, dense.size),
         "ranks": make_ranks(kind, density, noise),
         "projection": {
-            "before": before,
-            "after": before * (1 + sign * 0.03),
+            "validation_before": before,
+            "validation_after": before * (1 + sign * 0.03),
             "expected_density": density + 0.013,
+            "realized_density": density,
         },
         "speed": [
             make_speed(1, 1 + (speedup - 1) * 0.4, 6.1),
@@ -232,21 +241,29 @@ def make_trials(kind: str = "language-modelling", task: str = "docs-lm") -> list
 
 
 def make_promotion(task: str, metric: Metric, promoted: bool) -> Promotion:
-    speedup = 1.62 if promoted else 1.13
+    test = 2.151 if metric == BITS else 0.8861
+    speedup = "1.62x" if promoted else "1.13x"
     return Promotion(
         model=f"small-fleet-{task}",
         version="3",
         promoted=promoted,
         sentence=(
-            f"Version 3 of small-fleet-{task} is the new champion: all gates passed."
+            f"small-fleet-{task} version 3 is champion: all 3 checks passed; "
+            "version 2 is kept as previous"
             if promoted
-            else "Version 3 stays a candidate: speedup >= 1.2 @ batch 32 was missed."
+            else f"small-fleet-{task} version 3 stays candidate: "
+            f"speedup >= 1.2 @ batch 32 must hold, got {speedup}"
         ),
         checks=[
-            {"rule": "quality_drop <= 4%", "value": 0.0121, "passed": True},
+            {
+                "rule": f"test {metric.name} of the downloaded artifact within 0.0001 of record",
+                "value": f"{test:.6f}, recorded {test:.6f}",
+                "passed": True,
+            },
+            {"rule": "quality_drop <= 4%", "value": "1.2%", "passed": True},
             {"rule": "speedup >= 1.2 @ batch 32", "value": speedup, "passed": promoted},
         ],
-        reproduced={metric.name: 2.151 if metric == BITS else 0.8861},
+        reproduced={metric.name: test},
     )
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import replace
 from itertools import product
+from statistics import median
 
 import numpy as np
 import pytest
@@ -209,7 +210,18 @@ def test_columns_are_losses() -> None:
     assert losses.shape == (len(trials), 3)
     assert losses[:, 0].tolist() == [t.quality - dense.quality for t in trials]
     assert losses[:, 1].tolist() == [t.size.num_parameters for t in trials]
-    assert losses[:, 2].tolist() == [t.speed[1].compressed_ms for t in trials]
+    reference = median(t.speed[1].dense_ms for t in trials)
+    assert losses[:, 2].tolist() == [reference / t.speed[1].speedup for t in trials]
+
+
+def test_a_busy_machine_does_not_move_the_front() -> None:
+    """The same model timed while everything took ten times as long is not a slower model."""
+    dense, calm = make_dense(), make_trial(0.3)
+    slower = [
+        replace(s, dense_ms=10 * s.dense_ms, compressed_ms=10 * s.compressed_ms) for s in calm.speed
+    ]
+    latencies = loss_values([calm, replace(calm, speed=slower)], dense)[:, 2]
+    assert latencies[0] == latencies[1]
 
 
 def test_a_score_is_turned_round() -> None:
@@ -223,7 +235,8 @@ def test_batch_picks_the_latency_and_missing_ones_are_nan() -> None:
     both = make_trial(0.3)
     small_only = make_trial(0.2, speed=[make_speed(1, 1.3, 6.0)])
     assert largest_batch([both, small_only]) == 32
-    assert loss_values([both, small_only], dense, batch=1)[1, 2] == 6.0 / 1.3
+    reference = median([both.speed[0].dense_ms, 6.0])
+    assert loss_values([both, small_only], dense, batch=1)[1, 2] == reference / 1.3
     assert math.isnan(loss_values([both, small_only], dense)[1, 2])
 
 

@@ -170,12 +170,13 @@ def test_a_check_that_is_no_rule_keeps_its_words(tmp_path: Path) -> None:
     task = task_result(*LM)
     assert task.promotion is not None
     checks = [
+        {"rule": "speedup >= 1.2", "value": 1.432, "passed": True},
         {"rule": "weights hash", "value": "9f86d0", "passed": True},
         {"rule": "outputs equal", "value": 1.5e-6, "passed": True},
         {"rule": "reload", "value": None, "passed": False},
     ]
     page = page_of(tmp_path, replace(task, promotion=replace(task.promotion, checks=checks)))
-    for part in ("weights hash", "9f86d0", "1.50e-06", "reload"):
+    for part in ("1.43x", "weights hash", "9f86d0", "1.50e-06", "reload"):
         assert part in page.text
 
 
@@ -292,6 +293,7 @@ def test_break_even_is_one_and_so_is_dense() -> None:
         (wording.trial_name({"penalty_lr": 0.03162, "density": 1}), "density 1, penalty_lr 0.0316"),
         (wording.trial_name({}), "trial"),
         (wording.facts({"a_b": 1_000, "c": {"d": 0.5}}), "a b 1,000, c (d 0.5)"),
+        (wording.facts({"cut": ["x", "y"], "labels": [], "pad": None, "n": 0}), "cut x y, n 0"),
     ],
 )  # fmt: skip
 def test_figures_in_words(text: str, expected: str) -> None:

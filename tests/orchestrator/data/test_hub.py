@@ -16,8 +16,9 @@ from tests.orchestrator.data.tasks import opinions
 
 
 @pytest.fixture(autouse=True)
-def _offline(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
+def _offline(tmp_path_factory, monkeypatch) -> None:
+    cache = tmp_path_factory.mktemp("hf-cache")  # inside the data folder, it would be data too
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
@@ -120,7 +121,7 @@ def test_broken_columns(tmp_path: Path, rows: list[dict], message: str) -> None:
 
 def test_unknown_split_is_named(tmp_path: Path) -> None:
     data = json_files(tmp_path, train=labelled(3))
-    with pytest.raises(DataError, match="split 'dev': ValueError: .*dev.*train") as caught:
+    with pytest.raises(DataError, match=r"split 'dev': ValueError: .*dev.*train") as caught:
         hub.read_rows(data, "dev")
     assert isinstance(caught.value.__cause__, ValueError)
 
@@ -133,11 +134,11 @@ def test_splits_without_train() -> None:
 
 def test_unreachable_hub_is_named_as_such() -> None:
     data = HubDataset(source="datasets", path="nobody/nothing-of-this-name")
-    with pytest.raises(DataError, match="the hub cannot be reached .or offline mode is set"):
+    with pytest.raises(DataError, match=r"the hub cannot be reached .or offline mode is set"):
         hub.read_rows(data, "train")
 
 
 def test_wrong_path_is_an_explained_error(tmp_path: Path) -> None:
     data = HubDataset(source="datasets", path=str(tmp_path / "absent"))
-    with pytest.raises(DataError, match="cannot load data set '.*absent', split 'train'"):
+    with pytest.raises(DataError, match=r"cannot load data set '.*absent', split 'train'"):
         hub.read_rows(data, "train")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from itertools import chain
 
 import pytest
 from hypothesis import given, settings
@@ -36,7 +37,7 @@ def test_cut_is_a_partition_that_order_does_not_change(texts: set[str], draw) ->
     shuffled = draw.sample(ordered, len(ordered))
     splits, _ = complete({"train": ordered}, alone, "corpus")
     again, _ = complete({"train": shuffled}, alone, "corpus")
-    assert sorted(sum(splits.values(), [])) == ordered
+    assert sorted(chain(*splits.values())) == ordered
     assert all(splits.values())
     assert {split: set(part) for split, part in splits.items()} == {
         split: set(part) for split, part in again.items()
@@ -49,6 +50,12 @@ def test_cut_gives_a_tenth_to_every_missing_split(missing: list[str]) -> None:
     assert set(parts) == {"train", *missing}
     for split in missing:
         assert 0.085 < len(parts[split]) / 5000 < 0.115
+
+
+@pytest.mark.parametrize("first", ["0", "f"])
+def test_no_split_takes_the_last_document_of_another(first: str) -> None:
+    hashes = [f"{first}{number}" for number in range(3)]
+    assert cut(hashes, BOTH, "corpus") == {"train": [2], "validation": [0], "test": [1]}
 
 
 def test_documents_keep_their_split_when_the_corpus_grows() -> None:
@@ -67,7 +74,7 @@ def test_splits_keep_the_original_order() -> None:
 def test_duplicates_are_removed_before_the_cut_and_counted() -> None:
     splits, num_duplicates = complete({"train": ["a", "b", "a", "c", "a"]}, alone, "corpus")
     assert num_duplicates == 2
-    assert sorted(sum(splits.values(), [])) == ["a", "b", "c"]
+    assert sorted(chain(*splits.values())) == ["a", "b", "c"]
 
 
 def test_given_splits_are_left_alone() -> None:
@@ -76,7 +83,7 @@ def test_given_splits_are_left_alone() -> None:
 
 
 def test_too_few_documents_for_a_cut() -> None:
-    with pytest.raises(DataError, match="book: at least 3 different documents .* found 1"):
+    with pytest.raises(DataError, match=r"book: at least 3 different documents .* found 1"):
         complete({"train": ["same", "same"]}, alone, "book")
     assert complete({"train": ["a", "b"], "test": ["c"]}, alone, "book")[0]["validation"]
 
@@ -100,7 +107,7 @@ def test_sample_does_not_favour_what_the_cut_takes() -> None:
 
 def test_identical_splits_are_refused() -> None:
     origin = {"train": "a.txt", "validation": "b.txt", "test": "c.txt"}
-    with pytest.raises(DataError, match="validation and test must differ, but b.txt and c.txt"):
+    with pytest.raises(DataError, match=r"validation and test must differ, but b.txt and c.txt"):
         check_not_identical({"train": "x", "validation": "y", "test": "y"}, origin)
     check_not_identical({"train": "x", "validation": "y"}, origin)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,13 @@ def test_given_files_are_kept_to_the_last_character(tmp_path: Path) -> None:
 
 
 def test_train_alone_is_cut_by_paragraphs(tmp_path: Path) -> None:
-    text = prose(100)
-    corpus = read_text_corpus(text_files(tmp_path, train=text + prose(100)[:500]))
+    paragraphs = prose(100).split("\n\n")[:-1]
+    repeated = "\n\n".join([*paragraphs, *paragraphs[:7]])
+    corpus = read_text_corpus(text_files(tmp_path, train=repeated))
     parts = [corpus.texts[split].split("\n\n")[:-1] for split in corpus.texts]
-    assert sorted(sum(parts, [])) == sorted(
-        set((text + prose(100)[:500]).split("\n\n")[:-1]) | {prose(100)[:500].split("\n\n")[-1]}
-    )
-    assert corpus.notes["dropped"]["duplicates"] > 0
+    assert sorted(chain(*parts)) == sorted(paragraphs)
+    assert [len(part) for part in parts] == list(corpus.num_documents.values())
+    assert corpus.notes["dropped"]["duplicates"] == 7
     assert corpus.notes["cut_from_train"] == ["validation", "test"]
 
 

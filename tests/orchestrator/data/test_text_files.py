@@ -39,9 +39,9 @@ def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, message: str
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file: .*absent.txt"):
+    with pytest.raises(DataError, match=r"no such file: .*absent.txt"):
         read_text(str(tmp_path / "absent.txt"))
-    with pytest.raises(DataError, match="cannot read .*: Is a directory"):
+    with pytest.raises(DataError, match=r"cannot read .*: Is a directory"):
         read_text(str(tmp_path))
 
 
