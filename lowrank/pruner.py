@@ -41,7 +41,7 @@ class FlopL0:
     """Steps over which the target falls from 1 to `density`, linearly."""
     hold_steps: int = 60
     """Steps at the final target."""
-    penalty_lr: float = 0.1
+    penalty_lr: float = 0.3
     """Ascent rate of the multipliers."""
     gate_lr: float | None = None
     """Rate of log_alpha. Default 15 / (anneal + hold steps): Adam moves a parameter by about its

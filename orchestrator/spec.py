@@ -43,12 +43,14 @@ class Files(Block):
 
     source: Literal["files"]
     train: str
+    """UTF-8 text, or a table: tab-separated, one header line, no quoting."""
     validation: str | None = None
     """When absent, a tenth of the training documents, chosen by content hash."""
     test: str | None = None
     text: list[str] = Field(default=["sentence"], min_length=1, max_length=2)
     """Classification only: the column, or the pair of columns, to read."""
     label: str = "label"
+    """Classification only: the column of the class."""
 
 
 class HubDataset(Block):
@@ -56,13 +58,16 @@ class HubDataset(Block):
 
     source: Literal["datasets"]
     path: str
+    """A hub name, a local folder, or a builder such as `json`."""
     name: str | None = None
+    """The data set's configuration."""
     data_files: dict[str, str] | None = None
     splits: dict[Literal["train", "validation", "test"], str] = Field(
         default={"train": "train", "validation": "validation", "test": "test"}
     )
     text: list[str] = Field(default=["text"], min_length=1, max_length=2)
     label: str = "label"
+    """Classification only."""
 
 
 Data = Annotated[PythonDocs | Files | HubDataset, Field(discriminator="source")]
@@ -88,11 +93,15 @@ class DenseSpec(Block):
     """How the dense reference is trained. `steps: 0` takes a pretrained model as it is."""
 
     steps: int = Field(ge=0, le=10_000_000)
+    """0 takes the model as it is."""
     learning_rate: float = Field(gt=0, le=1)
+    """Peak; linear warm-up, then a cosine down to a tenth."""
     batch: int = Field(16, ge=1)
     """Sequences per step over all workers, in every phase of this task."""
     weight_decay: float = Field(0.01, ge=0, lt=1)
+    """Of matrices; biases and norms are not decayed."""
     warmup_fraction: float = Field(0.05, ge=0, le=1)
+    """Part of the steps, in every phase."""
 
 
 # --------------------------------------------------------------------------- tasks
@@ -102,13 +111,17 @@ class Resources(Block):
     """What one trial takes, and how many run side by side."""
 
     workers: int = Field(1, ge=1, le=4096)
+    """Data-parallel processes of one trial."""
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
+    """0 trains on the CPU."""
     concurrent_trials: int = Field(1, ge=1)
+    """As many as this, if the cluster has room for them."""
 
 
 class TaskBase(Block):
     name: Name
+    """Becomes part of folders, runs and the registered model's name."""
     data: Data
     model: ModelSpec
     dense: DenseSpec
@@ -121,6 +134,7 @@ class TaskBase(Block):
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast in training; gates, multipliers, counts and evaluation stay float32."""
     max_train_examples: int | None = Field(None, ge=1)
+    """Cap on the training split."""
     max_eval_examples: int | None = Field(None, ge=1)
     """Caps, by content hash; for language models an example is a window of `context` tokens."""
 
@@ -142,6 +156,7 @@ class LanguageModelling(TaskBase):
     level: Literal["character", "word", "token"] = "character"
     """`token`: of the pretrained model, or a byte-pair encoding of the training text."""
     context: int = Field(128, ge=2, le=1_000_000)
+    """Tokens of a training window, and of an evaluation window."""
     vocab_size: int = Field(8192, ge=2)
     """Upper bound for `word` (rarer words become <unk>) and `token`."""
 
@@ -151,6 +166,7 @@ class Classification(TaskBase):
 
     kind: Literal["classification"]
     max_length: int = Field(128, ge=4, le=100_000)
+    """Tokens; longer texts are cut."""
     vocab_size: int = Field(8192, ge=64)
     """For a model built from a config: size of the byte-pair encoding of the training text."""
     metric: Literal["accuracy", "f1", "matthews"] = "accuracy"
@@ -166,7 +182,9 @@ class MeasureSpec(Block):
     """Speed: paired and interleaved, alone on the machine, after all training."""
 
     batch: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 32], min_length=1)
+    """Batch sizes to time, each."""
     length: int = Field(128, ge=1)
+    """Tokens per sequence."""
     repeats: int = Field(9, ge=7)
     """Medians of fewer than 7 pairs moved by more than 10 % on a shared machine."""
     threads: int | None = Field(None, ge=1)
@@ -189,6 +207,7 @@ class SelectSpec(Block):
     """`require` rules such as `quality_drop <= 2%`, then one objective among those that pass."""
 
     require: list[str] = Field(default_factory=list)
+    """Rules that the model must meet on validation."""
     then: Literal["smallest", "fastest", "best", "knee"] = "smallest"
 
     @field_validator("require")
@@ -201,7 +220,9 @@ class PromoteSpec(Block):
     """Registry name and the rules that the downloaded artifact must pass to become champion."""
 
     model: str = "{campaign}-{task}"
+    """Name in the registry; holds {task}, and may hold {campaign}."""
     gates: list[str] = Field(default_factory=list)
+    """Rules that the downloaded model must meet on test."""
 
     @field_validator("gates")
     @classmethod
@@ -225,23 +246,33 @@ class PromoteSpec(Block):
 
 
 class TrackingSpec(Block):
+    """Where MLflow keeps runs and models."""
+
     uri: str | None = None
     """MLflow tracking URI; by default SQLite under `storage`."""
     registry: str | None = None
+    """MLflow registry URI; by default the tracking URI."""
 
 
 class CampaignSpec(Block):
     """A whole campaign. The same spec gives the same trial keys, wherever it runs."""
 
     name: Name
+    """Names the folder, the MLflow experiment and the registered models."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """Decides data order, initial weights, gate noise and the draws of the search."""
     storage: str = "runs"
+    """Folder of everything the campaign writes; shared by all nodes of a cluster."""
     tracking: TrackingSpec = TrackingSpec()
     resources: Resources = Resources()
+    """Of one trial; a task may differ."""
     tasks: list[Task] = Field(min_length=1)
+    """Each has its own dense reference, trials, front and champion."""
     method: MethodSpec = MethodSpec()
+    """Common to all tasks; a task may differ."""
     search: SearchSpec
     measure: MeasureSpec = MeasureSpec()
+    """How speed is measured."""
     select: SelectSpec = SelectSpec()
     promote: PromoteSpec = PromoteSpec()
 

@@ -51,7 +51,7 @@ def problems(draw, most_layers=4, most_size=8):
         draw(st.lists(st.integers(-3, 3).map(float), min_size=min(size), max_size=min(size)))
         for size in sizes
     ]
-    min_rank = draw(st.sampled_from([1, 1, 2]))
+    min_rank = draw(st.sampled_from([1, 1, 2, 3]))
     needed = total_stored(sizes, floors(sizes, min_rank)) / budget_of(sizes, Fraction(1))
     density = Fraction(draw(st.integers(math.ceil(40 * needed), 40)), 40)
     return sizes, scores, density, min_rank
@@ -145,6 +145,19 @@ def test_layers_compete_for_one_budget():
     scores = [[9.0, 8, 7, 6, 5, 4, 3, 2, 1, 0], [-1.0 - k for k in range(10)]]
     result = call(sizes, scores, Fraction(1, 2))
     assert list(result.ranks.values()) == [4, 1]  # 5 * 20 of 200, the floor included
+
+
+def test_what_the_floor_keeps_does_not_count_for_the_next_component():
+    # both have their two; of the third ones, the second layer's is better
+    scores = [[9.0, 8.0] + [-5.0] * 8, [1.0, 1.0] + [0.0] * 8]
+    result = call([(10, 10), (10, 10)], scores, Fraction(1, 2), min_rank=2)
+    assert list(result.ranks.values()) == [2, 3]
+
+
+def test_of_equal_components_the_first_stay():
+    # components come in order of singular value
+    result = call([(200, 200)], [[0.5] * 200], Fraction(1, 4))
+    assert torch.equal(result.keep["layer0"], torch.arange(200) < 25)
 
 
 def test_a_high_score_reopens_a_layer_no_more_once_one_did_not_fit():

@@ -1,0 +1,107 @@
+"""A small campaign on real parts, run once by the command a person would type."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from orchestrator.tracking import default_tracking_uri
+
+SPEC = """
+name: tiny
+seed: 3
+storage: {storage}
+resources: {{workers: 2, cpus_per_worker: 1}}
+tasks:
+  - name: letters
+    kind: language-modelling
+    data: {{source: python-docs}}
+    level: character
+    context: 32
+    model:
+      type: gpt2
+      config: {{n_layer: 2, n_embd: 64, n_head: 2, n_positions: 64, resid_pdrop: 0,
+               embd_pdrop: 0, attn_pdrop: 0}}
+    dense: {{steps: 30, learning_rate: 5e-3, batch: 8}}
+    max_train_examples: 2000
+    max_eval_examples: 64
+    evaluate_every: 15
+  - name: packages
+    kind: classification
+    data: {{source: python-docs, classes: 3}}
+    max_length: 32
+    vocab_size: 512
+    model:
+      type: bert
+      config: {{num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 2,
+               intermediate_size: 128, max_position_embeddings: 64}}
+    dense: {{steps: 30, learning_rate: 2e-3, batch: 8}}
+    resources: {{workers: 1, concurrent_trials: 2}}
+    max_eval_examples: 60
+    evaluate_every: 15
+method: {{anneal_steps: 10, hold_steps: 5, finetune_steps: 10}}
+search:
+  # no model of these shapes can be that small: the last trial fails, the campaign does not
+  density: [0.5, 0.001]
+  penalty_lr: {{log_uniform: [0.1, 0.5]}}
+measure: {{batch: [1, 8], length: 32, repeats: 7}}
+select: {{then: smallest}}
+promote: {{gates: ["bytes <= 99%"]}}
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished command."""
+
+    spec: Path
+    storage: Path
+    output: str
+    code: int
+
+    @property
+    def tracking_uri(self) -> str:
+        return default_tracking_uri(str(self.storage))
+
+    def again(self, *command: str) -> Ran:
+        """Another command on the same spec, in a fresh process."""
+        return lowrank(self.spec, self.storage, *command)
+
+
+def environment() -> dict[str, str]:
+    """Without what pytest or a surrounding cluster left behind."""
+    dropped = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "PYTEST_CURRENT_TEST")
+    return {k: v for k, v in os.environ.items() if k not in dropped}
+
+
+def lowrank(spec: Path, storage: Path, command: str = "run", *rest: str) -> Ran:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", command, str(spec), *rest],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=spec.parent,
+        timeout=540,
+        check=False,
+    )
+    return Ran(spec, storage, done.stdout + done.stderr, done.returncode)
+
+
+def write_spec(folder: Path, name: str = "tiny") -> tuple[Path, Path]:
+    storage = folder / "runs"
+    spec = folder / "spec.yaml"
+    spec.write_text(
+        SPEC.format(storage=storage).replace("name: tiny", f"name: {name}"), encoding="utf-8"
+    )
+    return spec, storage
+
+
+@pytest.fixture(scope="session")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    spec, storage = write_spec(tmp_path_factory.mktemp("campaign"))
+    return lowrank(spec, storage)

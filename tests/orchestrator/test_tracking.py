@@ -1,0 +1,231 @@
+"""What is written to MLflow, read back from a real store."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from orchestrator.errors import TrackingError
+from orchestrator.records import CurvePoint, ModelRecord
+from orchestrator.tracking import RunWriter, Tracking, default_tracking_uri
+from tests.orchestrator.record_factory import make_speed
+from tests.orchestrator.small import Family
+
+
+@pytest.fixture
+def tracking(store: str, tmp_path: Path) -> Tracking:
+    return Tracking(store, "campaign", tmp_path / "artifacts")
+
+
+@pytest.fixture
+def writer(tracking: Tracking) -> RunWriter:
+    run = tracking.model_run("key", tracking.task_run("campaign", "lm", "", {}), "trial", {}, {})
+    return RunWriter(tracking.uri, run)
+
+
+def reader(uri: str) -> MlflowClient:
+    """Another client, as another process would have."""
+    return MlflowClient(tracking_uri=uri)
+
+
+def text_of(uri: str, run: str, name: str, folder: Path) -> str:
+    folder.mkdir(exist_ok=True)
+    return Path(reader(uri).download_artifacts(run, name, str(folder))).read_text()
+
+
+class TestOpening:
+    def test_an_experiment_is_made_once(self, store: str, tmp_path: Path):
+        first, again = (Tracking(store, "campaign", tmp_path / "artifacts") for _ in range(2))
+        other = Tracking(store, "other", tmp_path / "artifacts")
+        assert first.experiment_id == again.experiment_id != other.experiment_id
+        found = reader(store).get_experiment(first.experiment_id)
+        assert found.artifact_location == (tmp_path / "artifacts" / "campaign").as_uri()
+
+    def test_a_deleted_experiment_is_explained(self, store: str, tmp_path: Path):
+        tracking = Tracking(store, "campaign", tmp_path)
+        reader(store).delete_experiment(tracking.experiment_id)
+        with pytest.raises(TrackingError, match="'campaign' is deleted in sqlite.*another name"):
+            Tracking(store, "campaign", tmp_path)
+
+    def test_a_server_that_does_not_answer(self, tmp_path: Path):
+        start = time.monotonic()
+        with pytest.raises(TrackingError) as caught:
+            Tracking("http://user:secret@127.0.0.1:9", "campaign", tmp_path)
+        assert time.monotonic() - start < 30, "MLflow's default is to try for minutes"
+        assert "tracking.uri: http://***@127.0.0.1:9 cannot be reached" in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+    @pytest.mark.parametrize("uri", ["sqlite:///{}/store.db", "nonsense://{}", "postgresql://{}"])
+    def test_what_is_no_store_is_named(self, uri: str, tmp_path: Path):
+        (tmp_path / "file").write_text("")
+        uri = uri.format(tmp_path / "file")
+        with pytest.raises(TrackingError, match=f"^tracking.uri: {uri} cannot be reached"):
+            Tracking(uri, "campaign", tmp_path)
+
+    def test_the_default_is_a_file_under_the_storage(self, tmp_path: Path):
+        assert default_tracking_uri(str(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+class TestRuns:
+    def test_a_run_is_found_again_by_its_key(self, tracking: Tracking):
+        parent = tracking.task_run("campaign", "lm", "one: 1", {"kind": "x"})
+        child = tracking.model_run("k", parent, "name", {"a": {"b": 1, "c": "x"}, "d": None}, {})
+        assert tracking.task_run("campaign", "lm", "one: 1", {"kind": "x"}) == parent
+        assert tracking.task_run("campaign", "other", "", {}) not in (parent, child)
+        again = Tracking(tracking.uri, "campaign", Path("unused"))
+        assert again.model_run("k", parent, "name", {"a": {"b": 1, "c": "x"}}, {}) == child
+        assert again.model_run("k2", parent, "name", {}, {}) != child
+        run = reader(tracking.uri).get_run(child)
+        assert run.data.params == {"a.b": "1", "a.c": "x", "d": "None"}
+        assert run.data.tags["mlflow.parentRunId"] == parent
+        assert run.data.tags["lowrank.key"] == "k"
+        assert run.info.run_name == "name"
+
+    def test_the_task_run_holds_the_latest_spec(self, tracking: Tracking, tmp_path: Path):
+        run = tracking.task_run("campaign", "lm", "seed: 1", {})
+        tracking.task_run("campaign", "lm", "seed: 2", {})
+        assert text_of(tracking.uri, run, "spec.yaml", tmp_path / "out") == "seed: 2"
+        assert reader(tracking.uri).get_run(run).data.tags["campaign"] == "campaign"
+
+    def test_experiments_do_not_see_each_other(self, tracking: Tracking, tmp_path: Path):
+        other = Tracking(tracking.uri, "other", tmp_path)
+        run = tracking.model_run("k", "p", "n", {}, {})
+        assert other.model_run("k", "p", "n", {}, {}) != run
+
+    def test_finished_means_that_the_run_ended_well(self, tracking: Tracking):
+        assert not tracking.finished("k")
+        run = tracking.model_run("k", "p", "n", {}, {})
+        assert not tracking.finished("k")
+        for status, done in (("FAILED", False), ("KILLED", False), ("FINISHED", True)):
+            RunWriter(tracking.uri, run).end(status)
+            assert tracking.finished("k") == done
+        # a run that is taken up again is not finished any more
+        tracking.model_run("k", "p", "n", {}, {})
+        assert not tracking.finished("k")
+
+    def test_a_sweep_ends_what_still_runs_and_nothing_else(self, tracking: Tracking):
+        runs = {
+            name: tracking.model_run(name, "p", name, {}, {})
+            for name in ("running", "done", "failed", "also")
+        }
+        RunWriter(tracking.uri, runs["done"]).end("FINISHED")
+        RunWriter(tracking.uri, runs["failed"]).end("FAILED", "its own reason")
+        assert tracking.sweep("KILLED", "the driver is gone") == 2
+        found = {name: reader(tracking.uri).get_run(run) for name, run in runs.items()}
+        assert {name: run.info.status for name, run in found.items()} == {
+            "running": "KILLED",
+            "also": "KILLED",
+            "done": "FINISHED",
+            "failed": "FAILED",
+        }
+        assert found["running"].data.tags["failure"] == "the driver is gone"
+        assert found["failed"].data.tags["failure"] == "its own reason"
+        assert "failure" not in found["done"].data.tags
+        assert tracking.sweep("KILLED", "again") == 0
+
+
+class TestWriting:
+    def test_a_point_becomes_metrics_over_steps(self, writer: RunWriter):
+        points = [
+            CurvePoint(
+                step=3,
+                phase="anneal",
+                seconds=1.5,
+                train_loss=2.0,
+                validation=0.5,
+                learning_rate=0.1,
+                expected_density=0.9,
+                target_density=0.8,
+                lambda_linear=0.01,
+                lambda_quadratic=0.02,
+            ),
+            CurvePoint(step=5, phase="anneal", seconds=2.5),
+        ]
+        writer.points(points, "accuracy")
+        client = reader(writer.uri)
+        assert {
+            name: [(m.step, m.value) for m in client.get_metric_history(writer.run_id, name)]
+            for name in client.get_run(writer.run_id).data.metrics
+        } == {
+            "loss/train": [(3, 2.0)],
+            "quality/validation_accuracy": [(3, 0.5)],
+            "optimizer/learning_rate": [(3, 0.1)],
+            "density/expected": [(3, 0.9)],
+            "density/target": [(3, 0.8)],
+            "lagrangian/lambda_linear": [(3, 0.01)],
+            "lagrangian/lambda_quadratic": [(3, 0.02)],
+            "time/train_s": [(3, 1.5), (5, 2.5)],
+        }
+
+    def test_more_points_than_a_request_may_hold(self, writer: RunWriter):
+        """A thousand metrics is the server's limit; a point has up to eight."""
+        points = [
+            CurvePoint(step=step, phase="dense", seconds=step, train_loss=1.0, learning_rate=0.1)
+            for step in range(700)
+        ]
+        writer.points(points, "perplexity_token")
+        client = reader(writer.uri)
+        for name in ("loss/train", "time/train_s", "optimizer/learning_rate"):
+            history = client.get_metric_history(writer.run_id, name)
+            assert [metric.step for metric in history] == list(range(700))
+
+    def test_what_is_not_finite_becomes_a_tag(self, writer: RunWriter):
+        writer.metrics({"a": 1.5, "b": math.nan, "c": math.inf})
+        data = reader(writer.uri).get_run(writer.run_id).data
+        assert data.metrics == {"a": 1.5}
+        assert (data.tags["b"], data.tags["c"]) == ("nan", "inf")
+
+    def test_a_record_is_written_whole(self, writer: RunWriter, either: Family, tmp_path: Path):
+        record = either.trials[0]
+        writer.record(record)
+        text = text_of(writer.uri, writer.run_id, "record.json", tmp_path / "out")
+        assert ModelRecord.from_json(text) == record
+        metrics = reader(writer.uri).get_run(writer.run_id).data.metrics
+        name = record.metric.name
+        assert metrics[f"quality/test_{name}"] == record.test[name]
+        assert metrics[f"quality/validation_{name}_final"] == record.quality
+        assert metrics["size/num_parameters"] == record.size.num_parameters
+        assert metrics["density/prunable"] == record.densities.prunable
+        assert metrics["projection/expected_density"] == record.projection["expected_density"]
+
+    def test_speed_is_written_with_its_fingerprint(self, writer: RunWriter):
+        writer.speed([make_speed(1, 1.1, 6.0), make_speed(32, 1.5, 80.0)])
+        data = reader(writer.uri).get_run(writer.run_id).data
+        assert data.metrics["speed/b1x128/speedup"] == 1.1
+        assert data.metrics["speed/b32x128/dense_ms"] == 80.0
+        assert data.metrics["speed/b32x128/compressed_ms"] == pytest.approx(80 / 1.5)
+        assert data.tags["speed.device"] == "cpu"
+        assert data.tags["speed.threads"] == "2"
+
+    def test_the_end_is_written_with_its_reason(self, writer: RunWriter):
+        writer.end("FAILED", "x" * 9000)
+        run = reader(writer.uri).get_run(writer.run_id)
+        assert (run.info.status, run.data.tags["failure"]) == ("FAILED", "x" * 5000)
+
+    def test_a_file_is_kept(self, writer: RunWriter, tmp_path: Path):
+        (tmp_path / "front.txt").write_text("front")
+        writer.artifact(tmp_path / "front.txt")
+        assert text_of(writer.uri, writer.run_id, "front.txt", tmp_path / "out") == "front"
+
+    def test_logging_a_model_leaves_the_run_running(
+        self, writer: RunWriter, lm: Family, tmp_path: Path
+    ):
+        """A run that MLflow closed would pass for a finished trial if the process died now."""
+        import mlflow
+
+        uri = writer.model(Path(lm.trials[0].export), lm.task.kind, {"size": {"a": 1}})
+        assert uri.startswith("models:/m-")
+        assert reader(writer.uri).get_run(writer.run_id).info.status == "RUNNING"
+        assert mlflow.active_run() is None
+        logged = reader(writer.uri).get_logged_model(uri.removeprefix("models:/"))
+        assert logged.source_run_id == writer.run_id
+        assert logged.params == {"size.a": "1"}
+        assert Path(logged.artifact_location.removeprefix("file://")).is_relative_to(
+            tmp_path / "artifacts"
+        )
+
+
