@@ -148,10 +148,13 @@ def compress(
     density: float | None,
 ) -> int:
     """One task, one density, this process."""
+    from lowrank.density import check_density
     from orchestrator.compress import compress_one
 
     spec = load_spec(path, overrides)
     task = _task(spec, task_name)
+    if density is not None:
+        check_density(density)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CampaignError(f"--output must be a new or empty folder, got {output}")
     record = compress_one(spec, task, density, output.absolute(), say)

@@ -26,7 +26,7 @@ def run_command(command: Callable[..., int], *args: Any) -> int:
     logging.basicConfig(
         level=os.environ.get("LOWRANK_LOG", "WARNING"), format="%(levelname)s %(name)s: %(message)s"
     )
-    for noisy in ("mlflow", "alembic", "ray", "transformers"):
+    for noisy in ("mlflow", "alembic", "ray", "transformers", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         return command(*args)

@@ -41,12 +41,13 @@ class FlopL0:
     """Steps over which the target falls from 1 to `density`, linearly."""
     hold_steps: int = 60
     """Steps at the final target."""
-    penalty_lr: float = 0.3
+    penalty_lr: float = 0.2
     """Ascent rate of the multipliers."""
     gate_lr: float | None = None
-    """Rate of log_alpha. Default 15 / (anneal + hold steps): Adam moves a parameter by about its
-    rate per step, and a gate has about 7 units from open to shut, so it can shut in half the
-    phase."""
+    """Rate of log_alpha. Default 30 / (anneal + hold steps): Adam moves a parameter by about its
+    rate per step, and a gate has about 7 units from open to shut, so it can shut in a quarter of
+    the phase. At half that rate the multipliers wind up before the first gate moves, and the
+    density overshoots (docs/results/gates.md)."""
     gate: GateConfig = field(default_factory=GateConfig)
     min_rank: int = 1
 
@@ -68,7 +69,7 @@ class FlopL0:
 
     @property
     def resolved_gate_lr(self) -> float:
-        return self.gate_lr if self.gate_lr is not None else 15.0 / self.gated_steps
+        return self.gate_lr if self.gate_lr is not None else 30.0 / self.gated_steps
 
 
 class Pruner:

@@ -59,7 +59,9 @@ def compress_one(
         job = Job(key=key, dense=None if dense is None else str(dense), **common)
         record = run_job(job, LocalWorkers(on_report))
         progress.done(name, f"finished, validation {record.quality:.4f}")
-        return replace(record, export=str(folder))
+        record = replace(record, export=str(folder))
+        record.save(folder / RECORD)
+        return record
 
     dense = train(dense_key(spec, task, data.content_hash), "dense", None)
     key = trial_key(spec, task, method, data.content_hash)

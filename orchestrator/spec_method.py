@@ -41,11 +41,15 @@ class MethodSpec(Block):
     gating, so it gets about two thirds of all steps (docs/method.md)."""
     learning_rate: float = Field(1e-3, gt=0, le=1)
     finetune_learning_rate: float = Field(3e-3, gt=0, le=1)
-    penalty_lr: float = Field(0.3, gt=0, le=100)
-    """Ascent rate of the two Lagrangian multipliers: the field that a campaign searches. In 160 gated
-    steps 0.3 met a target of 0.3 (0.290); 0.1 ended at 0.375, 0.02 at 0.528 (docs/results)."""
+    penalty_lr: float = Field(0.2, gt=0, le=100)
+    """Ascent rate of the two Lagrangian multipliers: the field that a campaign searches. Between
+    0.05 and 0.5 the targets of the demo are met; lower densities want the higher rates."""
     gate_lr: float | None = Field(None, gt=0, le=10)
-    """Rate of log_alpha; by default 15 / gated steps, enough to close a gate that starts open."""
+    """Rate of log_alpha; by default 30 / gated steps, so that a gate can shut in a quarter of
+    them."""
+    price_floor: float = Field(0.1, ge=0, le=1)
+    """Least gradient of the expected size in log_alpha; 0 is the published method, whose open
+    gates the penalty cannot reach."""
     temperature: float = Field(1.0, gt=0, le=10)
     distill: float = Field(0.5, ge=0, le=1)
     """Weight of the dense model's predictions in the loss; 0 trains on the labels alone."""

@@ -154,7 +154,7 @@ def flop_l0(method: MethodSpec) -> FlopL0:
         hold_steps=method.hold_steps,
         penalty_lr=method.penalty_lr,
         gate_lr=method.gate_lr,
-        gate=GateConfig(temperature=method.temperature),
+        gate=GateConfig(temperature=method.temperature, price_floor=method.price_floor),
     )
 
 

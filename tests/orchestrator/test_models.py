@@ -59,7 +59,10 @@ def test_the_data_decide_vocabulary_and_labels(lm: Family, classes: Family):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"type": "gpt3"}, r"model.type: transformers knows no model type 'gpt3'; did you mean.*gpt2"),
+        (
+            {"type": "gpt3"},
+            r"model.type: transformers knows no model type 'gpt3'; did you mean.*gpt2",
+        ),
         ({"type": "zzzzzz"}, r"model.type: transformers knows no model type 'zzzzzz'$"),
         (
             with_config(GPT2, n_layers=3),
@@ -70,7 +73,10 @@ def test_the_data_decide_vocabulary_and_labels(lm: Family, classes: Family):
             r"model.config.num_heads: bert has no such field; did you mean",
         ),
         (with_config(GPT2, n_layer="many"), r"model.config: gpt2 refuses .*many"),
-        ({"pretrained": "nobody/nothing-here"}, r"model.pretrained: 'nobody/nothing-here' is neither"),
+        (
+            {"pretrained": "nobody/nothing-here"},
+            r"model.pretrained: 'nobody/nothing-here' is neither",
+        ),
         ({"pretrained": "package:nothere"}, r"no installed Python package 'nothere'"),
         ({"pretrained": "package:nothere.sub"}, r"no installed Python package 'nothere.sub'"),
         ({"pretrained": "package:"}, r"no installed Python package ''"),

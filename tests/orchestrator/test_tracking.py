@@ -48,7 +48,7 @@ class TestOpening:
     def test_a_deleted_experiment_is_explained(self, store: str, tmp_path: Path):
         tracking = Tracking(store, "campaign", tmp_path)
         reader(store).delete_experiment(tracking.experiment_id)
-        with pytest.raises(TrackingError, match="'campaign' is deleted in sqlite.*another name"):
+        with pytest.raises(TrackingError, match=r"'campaign' is deleted in sqlite.*another name"):
             Tracking(store, "campaign", tmp_path)
 
     def test_a_server_that_does_not_answer(self, tmp_path: Path):
@@ -227,5 +227,3 @@ class TestWriting:
         assert Path(logged.artifact_location.removeprefix("file://")).is_relative_to(
             tmp_path / "artifacts"
         )
-
-

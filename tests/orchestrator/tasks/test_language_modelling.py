@@ -48,7 +48,7 @@ def test_metrics_are_those_of_a_loop_over_tokens(tmp_path: Path):
         window = tokens[start : start + LENGTH + 1]
         for position in range(1, len(window)):
             logits = model(input_ids=torch.tensor([window[:position]])).logits[0, -1]
-            nats -= float(logits.double().log_softmax(0)[window[position]])
+            nats -= logits.detach().double().log_softmax(0)[window[position]].item()
             count += 1
     assert count == len(tokens) - 1
 

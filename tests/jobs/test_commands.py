@@ -1,0 +1,333 @@
+"""What each command does and says, on a small campaign, without a cluster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+from jobs.__main__ import app
+from lowrank.hf import load_pretrained
+from orchestrator.layout import Layout
+from orchestrator.promotion import registered_name
+from orchestrator.records import CampaignResult, Choice, ModelRecord
+from orchestrator.registry import CHAMPION, Registry
+from orchestrator.spec_io import dump_spec, load_spec
+from orchestrator.tracking import RunWriter, Tracking
+from tests.jobs.specs import line_of, write_spec
+from tests.orchestrator.record_factory import make_campaign, make_task_result
+from tests.orchestrator.small import Family
+
+Lowrank = Callable[..., Result]
+
+
+@pytest.fixture
+def lowrank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lowrank:
+    """The command, in an empty folder of its own."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(*words: object) -> Result:
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return call
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    return write_spec(tmp_path)
+
+
+def refused(result: Result, code: int) -> str:
+    """The message of a command that must have failed with nothing else said."""
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.startswith("error ")
+    assert "Traceback" not in result.stderr
+    return result.stderr.removeprefix("error ").rstrip("\n")
+
+
+class TestValidate:
+    def test_tasks_and_trials_are_listed(self, lowrank: Lowrank, spec: Path):
+        result = lowrank("validate", spec)
+        assert result.exit_code == 0
+        lines = result.stdout.splitlines()
+        assert lines[0] == f"{spec}: campaign 'small', seed 3, results under {spec.parent}/runs"
+        assert lines[1] == (
+            "  letters (language-modelling): dense 6 steps; 4 trials of 8 steps on 1 worker(s), "
+            "1 side by side"
+        )
+        assert lines[6].startswith("  moods (classification): ")
+        trials = [line.split() for line in lines[2:6]]
+        assert [trial[0] for trial in trials] == ["density=0.5", "density=0.25"] * 2
+        assert all(trial[1].startswith("penalty_lr=") for trial in trials)
+        assert len(lines) == 11
+
+    def test_overrides_apply(self, lowrank: Lowrank, spec: Path):
+        result = lowrank(
+            "validate", spec, "--set", "search.trials_per_density=1", "--set", "seed=9"
+        )
+        assert "seed 9" in result.stdout
+        assert result.stdout.count("density=") == 4
+
+    def test_nothing_is_written(self, lowrank: Lowrank, spec: Path):
+        before = sorted(spec.parent.rglob("*"))
+        lowrank("validate", spec)
+        assert sorted(spec.parent.rglob("*")) == before
+
+    @pytest.mark.parametrize(
+        ("old", "new", "piece", "message"),
+        [
+            ("seed: 3", "sead: 3", "sead", "sead"),
+            ("density: [0.5, 0.25]", "density: [0.5, 1.7]", "1.7", "search.density[1]: must be"),
+            ("kind: classification", "kind: classify", "classify", "classify"),
+            ("train: train.tsv", "train: away.tsv", "away.tsv", "file not found"),
+            ("bytes <= 99%", "bites <= 99%", "bites", "did you mean 'bytes'"),
+            ("method: {", "method: {nothing: 1, ", "nothing", "method.nothing"),
+        ],
+    )
+    def test_mistakes_are_shown_with_their_line(
+        self, lowrank: Lowrank, tmp_path: Path, old: str, new: str, piece: str, message: str
+    ):
+        path = write_spec(tmp_path, old, new)
+        shown = refused(lowrank("validate", path), 2)
+        assert shown.startswith(f"{path}:{line_of(path, piece)}: ")
+        assert message in shown
+
+    def test_every_mistake_is_shown(self, lowrank: Lowrank, spec: Path):
+        spec.write_text(spec.read_text().replace("steps: 6", "steps: -6"))
+        shown = refused(lowrank("validate", spec), 2).splitlines()
+        assert len(shown) == 2
+        assert all("steps" in line and "-6" in line for line in shown)
+
+    def test_a_wrong_override_is_named(self, lowrank: Lowrank, spec: Path):
+        assert "--set" in refused(lowrank("validate", spec, "--set", "tasks.nobody.x=1"), 2)
+
+    def test_no_file(self, lowrank: Lowrank, tmp_path: Path):
+        path = tmp_path / "none.yaml"
+        assert refused(lowrank("validate", path), 2) == f"{path}: file not found"
+        assert "is a folder" in refused(lowrank("validate", tmp_path), 2)
+
+
+@pytest.mark.parametrize("command", ["run", "report", "promote", "rollback", "ui"])
+def test_every_command_checks_the_spec_first(lowrank: Lowrank, tmp_path: Path, command: str):
+    path = write_spec(tmp_path, "seed: 3", "seed: many")
+    assert f"{path}:2: seed" in refused(lowrank(command, path), 2)
+    assert not (tmp_path / "runs").exists()
+
+
+class TestBeforeARun:
+    def test_no_report(self, lowrank: Lowrank, spec: Path):
+        assert refused(lowrank("report", spec), 1) == (
+            f"campaign 'small' has no result in {spec.parent}/runs/small yet: lowrank run {spec}"
+        )
+
+    @pytest.mark.parametrize("command", ["promote", "rollback"])
+    def test_no_registry(self, lowrank: Lowrank, spec: Path, command: str):
+        shown = refused(lowrank(command, spec, "--task", "letters"), 1)
+        assert shown == (
+            f"there is no registry at sqlite:///{spec.parent}/runs/mlflow.db yet: lowrank run first"
+        )
+
+    def test_no_pages(self, lowrank: Lowrank, spec: Path):
+        assert "nothing is recorded in sqlite" in refused(lowrank("ui", spec), 1)
+
+    @pytest.mark.parametrize("command", ["report", "promote", "rollback", "ui"])
+    def test_nothing_is_made_by_looking(self, lowrank: Lowrank, spec: Path, command: str):
+        before = sorted(spec.parent.rglob("*"))
+        lowrank(command, spec)
+        assert sorted(spec.parent.rglob("*")) == before
+
+
+class TestTask:
+    @pytest.mark.parametrize("command", ["promote", "rollback", "compress"])
+    def test_an_unknown_task_is_named_with_the_known(
+        self, lowrank: Lowrank, spec: Path, command: str
+    ):
+        more = ["--output", spec.parent / "out"] if command == "compress" else []
+        shown = refused(lowrank(command, spec, "--task", "nobody", *more), 1)
+        assert shown == "--task: no task 'nobody'; tasks: letters, moods"
+
+    def test_of_several_one_must_be_chosen(self, lowrank: Lowrank, spec: Path):
+        shown = refused(lowrank("rollback", spec), 1)
+        assert shown == "--task is needed, the spec has 2: letters, moods"
+
+
+class TestCompress:
+    @pytest.mark.parametrize("task", ["letters", "moods"])
+    def test_a_model_is_made_that_loads(self, lowrank: Lowrank, spec: Path, task: str):
+        output = spec.parent / "out"
+        result = lowrank("compress", spec, "--task", task, "--density", "0.3", "-o", output)
+        assert result.exit_code == 0, result.stderr
+        assert sorted(path.name for path in output.iterdir()) == ["compressed", "dense"]
+        record = ModelRecord.load(output / "compressed" / "record.json")
+        assert record.export == str(output / "compressed")
+        dense = ModelRecord.load(output / "dense" / "record.json")
+        assert dense.export == str(output / "dense")
+        assert record.densities.prunable <= 0.3
+        model = load_pretrained(output / "compressed")
+        assert sum(p.numel() for p in model.parameters()) == record.size.num_parameters
+        with torch.no_grad():
+            assert model(input_ids=torch.tensor([[2, 3, 4]])).logits.isfinite().all()
+        last = result.stdout.splitlines()[-1]
+        assert last.startswith(f"{output}: {record.size.num_parameters:,} parameters, ")
+        assert f"{record.test[record.metric.name]:.4f}" in last
+        assert "step 6/6 dense" in result.stdout
+        assert list(Path.cwd().iterdir()) == [], "a folder holds only what was asked for"
+
+    def test_the_density_of_the_method_is_the_default(self, lowrank: Lowrank, spec: Path):
+        output = spec.parent / "out"
+        lowrank("compress", spec, "--task", "letters", "-o", output)
+        record = ModelRecord.load(output / "compressed" / "record.json")
+        assert record.config["density"] == 0.4
+        assert 0.3 < record.densities.prunable <= 0.4
+
+    @pytest.mark.parametrize("kind", ["full", "file"])
+    def test_an_output_in_use_is_refused(self, lowrank: Lowrank, spec: Path, kind: str):
+        output = spec.parent / "out"
+        if kind == "file":
+            output.write_text("mine")
+        else:
+            output.mkdir()
+            (output / "mine").write_text("mine")
+        shown = refused(lowrank("compress", spec, "--task", "letters", "-o", output), 1)
+        assert shown == f"--output must be a new or empty folder, got {output}"
+
+    def test_an_output_under_a_file_is_refused(self, lowrank: Lowrank, spec: Path):
+        output = spec / "out"
+        shown = refused(lowrank("compress", spec, "--task", "letters", "-o", output), 1)
+        assert "a part of the path is a file, not a folder" in shown
+
+    def test_an_empty_output_is_fine(self, lowrank: Lowrank, spec: Path):
+        (spec.parent / "out").mkdir()
+        words = ("compress", spec, "--task", "letters", "-o", spec.parent / "out")
+        assert lowrank(*words).exit_code == 0
+
+    @pytest.mark.parametrize(
+        ("density", "message"),
+        [
+            ("0.001", "density >= 0."),
+            ("0", "0 < density <= 1 must hold, got 0.0"),
+            ("1.5", "0 < density <= 1 must hold, got 1.5"),
+            ("nan", "0 < density <= 1 must hold, got nan"),
+        ],
+    )
+    def test_a_density_that_cannot_be(
+        self, lowrank: Lowrank, spec: Path, density: str, message: str
+    ):
+        result = lowrank(
+            "compress", spec, "--task", "letters", "-o", spec.parent / "out", "--density", density
+        )
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+    def test_patterns_that_match_nothing(self, lowrank: Lowrank, spec: Path):
+        result = lowrank(
+            "compress",
+            spec,
+            "--task",
+            "letters",
+            "-o",
+            spec.parent / "out",
+            "--set",
+            "method.include=[nothing.*]",
+        )
+        assert result.exit_code == 2
+        assert "pattern 'nothing.*' matches no layer; layers that can be matched: " in result.stderr
+
+
+class TestAfterARun:
+    """A finished campaign is laid out by hand: two registered models of one task."""
+
+    @pytest.fixture
+    def finished(self, store: str, tmp_path: Path, lm: Family) -> Path:
+        path = tmp_path / "spec.yaml"
+        family_spec = {
+            "name": "campaign",
+            "storage": str(tmp_path),
+            "tasks": [lm.task.model_dump()],
+            "search": {"density": [0.5, 0.25]},
+            "promote": {"gates": ["density <= 30%"]},
+        }
+        from orchestrator.spec import CampaignSpec
+
+        path.write_text(dump_spec(CampaignSpec.model_validate(family_spec)))
+        spec = load_spec(path)
+        layout = Layout(tmp_path, "campaign")
+        layout.create()
+        tracking = Tracking(store, "campaign", layout.artifacts)
+        registry = Registry(store)
+        name = registered_name(spec, lm.task.name)
+        trials = []
+        for record in lm.trials:
+            run = tracking.model_run(record.key, "p", record.key, {}, {})
+            uri = RunWriter(store, run).model(Path(record.export), lm.task.kind, {})
+            trials.append(replace(record, mlflow_run_id=run, model_uri=uri))
+            registry.set_candidate(name, registry.register(name, trials[-1], {}))
+        choice = Choice(
+            key=trials[1].key, sentence="the smaller one", front=[trials[1].key], passed=[]
+        )
+        result = make_task_result(
+            trials, lm.dense, choice, "language-modelling", promotion=None, failed=[]
+        )
+        make_campaign([result], name="campaign").save(layout.result)
+        return path
+
+    def test_report(self, lowrank: Lowrank, finished: Path):
+        result = lowrank("report", finished)
+        assert result.exit_code == 0
+        assert "the smaller one" in result.stdout
+        report = finished.parent / "campaign" / "report.html"
+        assert result.stdout.splitlines()[-1] == f"report   {report}"
+        assert report.read_text().startswith("<!")
+
+    def test_the_candidate_becomes_champion_and_goes_back(
+        self, lowrank: Lowrank, finished: Path, store: str
+    ):
+        name = "campaign-lm"
+        result = lowrank("promote", finished)
+        assert result.exit_code == 0, result.stderr
+        lines = result.stdout.splitlines()
+        assert [line.split()[0] for line in lines[:3]] == ["pass"] * 3
+        assert lines[-1] == f"{name} version 2 is champion: all 3 checks passed"
+
+        result = lowrank("promote", finished, "--version", "1")
+        assert result.exit_code == 1, "50 % is more than the gate allows"
+        assert "FAIL  density <= 30%" in result.stdout
+        assert "stays candidate: density <= 30% must hold, got " in result.stdout
+        assert Registry(store).version(name, CHAMPION) == "2"
+        assert "'previous'" in refused(lowrank("rollback", finished), 1)
+
+        result = lowrank("promote", finished, "--version", "1", "--skip-gates")
+        assert result.exit_code == 0
+        assert "version 2 is kept as previous" in result.stdout
+        result = lowrank("rollback", finished)
+        assert result.stdout == f"{name}: version 2 is champion again, version 1 is previous\n"
+        assert Registry(store).version(name, CHAMPION) == "2"
+
+    def test_versions_of_nobody(self, lowrank: Lowrank, finished: Path):
+        shown = refused(lowrank("promote", finished, "--version", "7"), 1)
+        assert shown.startswith("no version 7 of model 'campaign-lm' in sqlite:///")
+
+    def test_a_version_of_another_result(self, lowrank: Lowrank, finished: Path):
+        path = finished.parent / "campaign" / "result.json"
+        result = CampaignResult.load(path)
+        task = replace(result.tasks[0], trials=result.tasks[0].trials[:1])
+        replace(result, tasks=[task]).save(path)
+        shown = refused(lowrank("promote", finished), 1)
+        assert "version 2 of 'campaign-lm'" in shown
+        assert "is not of this campaign's last result" in shown
+
+    def test_a_damaged_artifact_in_a_sentence(self, lowrank: Lowrank, finished: Path):
+        for path in (finished.parent / "mlflow-artifacts").rglob("lowrank.json"):
+            manifest = json.loads(path.read_text()) | {"weights_sha256": "0" * 64}
+            path.write_text(json.dumps(manifest))
+        assert "SHA-256 is" in refused(lowrank("promote", finished), 1)

@@ -1,0 +1,69 @@
+"""Help comes at once and lists everything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.__main__ import app
+
+COMMANDS = ["validate", "run", "report", "promote", "rollback", "compress", "ui"]
+HEAVY = {"torch", "ray", "mlflow", "transformers", "pydantic", "numpy", "orchestrator", "lowrank"}
+
+HELP = """
+import sys
+from jobs.__main__ import main
+try:
+    main()
+finally:
+    print(*{name.split(".")[0] for name in sys.modules}, file=sys.stderr)
+"""
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", HELP, *words], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy():
+    result = run("--help")
+    assert result.returncode == 0
+    for command in COMMANDS:
+        assert f" {command} " in result.stdout
+    assert HEAVY.isdisjoint(result.stderr.split())
+
+
+def test_help_of_a_command_imports_nothing_heavy():
+    result = run("compress", "--help")
+    assert result.returncode == 0
+    assert "--density" in result.stdout
+    # typer reads the types of options with pydantic
+    assert (HEAVY - {"pydantic"}).isdisjoint(result.stderr.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str):
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "SPEC" in result.output
+    assert "--set" in result.output
+    described = app.registered_commands[COMMANDS.index(command)].callback.__doc__
+    assert described.splitlines()[0].rstrip(".")[:40] in result.output
+
+
+def test_these_are_all_commands():
+    assert [command.callback.__name__ for command in app.registered_commands] == COMMANDS
+
+
+def test_nothing_asked_shows_the_help():
+    result = CliRunner().invoke(app, [])
+    assert all(command in result.output for command in COMMANDS)
+
+
+def test_an_unknown_option_is_the_persons_mistake(tmp_path: Path):
+    assert CliRunner().invoke(app, ["validate", str(tmp_path), "--nothing"]).exit_code == 2

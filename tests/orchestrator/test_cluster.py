@@ -1,0 +1,73 @@
+"""What fits a cluster, by its resources alone; sessions are tested with a real one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from orchestrator.cluster import (
+    DRIVER,
+    ENVIRONMENT,
+    check_fits,
+    concurrent_trials,
+    set_environment,
+)
+from orchestrator.errors import CampaignError
+from orchestrator.spec import Resources
+
+NODE = {"CPU": 8.0, "GPU": 2.0, DRIVER: 64.0, "memory": 1e10}
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"workers": 8},
+        {"workers": 2, "gpus_per_worker": 1},
+        {"workers": 4, "cpus_per_worker": 2},
+        {"workers": 1, "cpus_per_worker": 0.5, "gpus_per_worker": 0.5},
+    ],
+)
+def test_what_fits_passes(resources: dict[str, Any]):
+    check_fits(Resources(**resources), NODE, "lm")
+
+
+@pytest.mark.parametrize(
+    ("resources", "node", "message"),
+    [
+        ({"workers": 9}, NODE, r"task lm: one trial needs 9 CPU, the cluster has 8 \(9 workers\)"),
+        ({"cpus_per_worker": 8.5}, NODE, r"needs 8.5 CPU, the cluster has 8 \(1 workers\)"),
+        ({"gpus_per_worker": 1}, {"CPU": 8.0, DRIVER: 1.0}, r"needs 1 GPU, the cluster has 0"),
+        ({}, {"CPU": 8.0}, r"needs 1 driver, the cluster has 0; start the head node with --resou"),
+    ],
+)
+def test_what_can_never_start_is_refused(
+    resources: dict[str, Any], node: dict[str, Any], message: str
+):
+    with pytest.raises(CampaignError, match=message):
+        check_fits(Resources(**resources), node, "lm")
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        ({"concurrent_trials": 3}, 3),
+        ({"concurrent_trials": 30}, 8),
+        ({"concurrent_trials": 30, "workers": 3}, 2),
+        ({"concurrent_trials": 30, "gpus_per_worker": 1}, 2),
+        ({"concurrent_trials": 30, "gpus_per_worker": 0.5}, 4),
+        ({"concurrent_trials": 30, "workers": 8, "cpus_per_worker": 4}, 1),
+    ],
+)
+def test_trials_side_by_side(resources: dict[str, Any], expected: int):
+    assert concurrent_trials(Resources(**resources), NODE) == expected
+
+
+def test_what_the_person_set_stays(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
+    set_environment()
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert set(ENVIRONMENT) <= set(os.environ)
