@@ -1,7 +1,7 @@
 """Write docs/spec.md, the list of every field of a spec, from the classes that read it.
 
-    python tools/spec_reference.py          write the file
-    python tools/spec_reference.py --check  exit 1 if the file is not what would be written
+python tools/spec_reference.py          write the file
+python tools/spec_reference.py --check  exit 1 if the file is not what would be written
 """
 
 from __future__ import annotations
@@ -87,11 +87,24 @@ def _type(schema: dict[str, Any]) -> str:
         return "block"
     if schema.get("type") == "array":
         return f"list of {_type(schema['items'])}" if schema.get("items") else "list"
-    kind = {"object": "mapping", "null": "null", "integer": "integer", "number": "number",
-            "string": "text", "boolean": "true or false"}.get(schema.get("type", ""), "any")
-    bounds = [f"{sign} {schema[key]:g}" for key, sign in
-              (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"),
-               ("exclusiveMaximum", "<")) if key in schema]
+    kind = {
+        "object": "mapping",
+        "null": "null",
+        "integer": "integer",
+        "number": "number",
+        "string": "text",
+        "boolean": "true or false",
+    }.get(schema.get("type", ""), "any")
+    bounds = [
+        f"{sign} {schema[key]:g}"
+        for key, sign in (
+            ("minimum", "≥"),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "≤"),
+            ("exclusiveMaximum", "<"),
+        )
+        if key in schema
+    ]
     return " ".join([kind, ", ".join(bounds)]).strip()
 
 

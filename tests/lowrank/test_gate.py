@@ -10,7 +10,13 @@ from scipy.special import expit, logit
 from torch import nn
 
 from lowrank import GateConfig, HardConcreteGate, LowRankError
-from lowrank.gate import NOISE_EPS, expected_value, open_probability, sample
+from lowrank.gate import (
+    NOISE_EPS,
+    expected_value,
+    open_probability,
+    priced_open_probability,
+    sample,
+)
 
 TEMPERATURES = [1 / 3, 2 / 3, 1.0, 2.0]
 STRETCHES = [(-0.1, 1.1), (-0.05, 1.3), (-0.5, 1.2)]
@@ -227,3 +233,15 @@ def test_autocast_does_not_touch_the_gates(training, dtype):
 
 def test_the_noise_is_not_part_of_the_saved_state():
     assert list(random_gate().state_dict()) == ["log_alpha"]
+
+
+def test_the_price_reaches_wide_open_gates():
+    """The value is P(z > 0); the gradient never falls below the floor."""
+    config = GateConfig(price_floor=0.1)
+    log_alpha = torch.tensor([-8.0, 0.0, 12.0], requires_grad=True)
+    priced = priced_open_probability(log_alpha, config)
+    assert torch.equal(priced, open_probability(log_alpha, config))
+    priced.sum().backward()
+    p = open_probability(log_alpha.detach(), config)
+    torch.testing.assert_close(log_alpha.grad, p * (1 - p) + 0.1)
+    assert (log_alpha.grad >= 0.1).all()

@@ -230,12 +230,12 @@ def test_parameter_groups_hold_every_parameter_once():
         id(layer.gate.log_alpha) for layer in pruner.layers.values()
     ]
     assert [group["weight_decay"] for group in (matrices, vectors, gates)] == [0.2, 0, 0]
-    assert [group["lr"] for group in (matrices, vectors, gates)] == [1e-3, 1e-3, 15 / 8]
+    assert [group["lr"] for group in (matrices, vectors, gates)] == [1e-3, 1e-3, 30 / 8]
     torch.optim.AdamW([matrices, vectors, gates])
 
 
 def test_the_gate_rate_can_be_given():
-    assert FlopL0(density=0.5).resolved_gate_lr == 15 / 260
+    assert FlopL0(density=0.5).resolved_gate_lr == 30 / 260
     assert FlopL0(density=0.5, gate_lr=0.3).resolved_gate_lr == 0.3
 
 

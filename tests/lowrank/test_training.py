@@ -67,7 +67,8 @@ def test_the_target_density_is_reached_over_two_orders_of_penalty_rate(penalty_l
 
 
 def test_the_true_components_are_found():
-    _, loss, small = run(TRUE_RANK * 3 * COMPONENT / TOTAL, 0.01)
+    # a patient rate: at 0.03 and above the gates fall together before they can be told apart
+    _, loss, small = run(TRUE_RANK * 3 * COMPONENT / TOTAL, 0.003)
     assert [small.get_submodule(name).rank for name in LAYERS] == [3, 3, 3]
     _, y, _ = problem()
     assert loss < 0.02 * y.square().mean().item()

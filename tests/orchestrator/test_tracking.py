@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -161,13 +162,25 @@ class TestWriting:
             "time/train_s": [(3, 1.5), (5, 2.5)],
         }
 
-    def test_more_points_than_a_request_may_hold(self, writer: RunWriter):
-        """A thousand metrics is the server's limit; a point has up to eight."""
+    def test_more_points_than_a_request_may_hold(
+        self, writer: RunWriter, monkeypatch: pytest.MonkeyPatch
+    ):
+        """A thousand metrics is a server's limit, which a database does not check."""
+        sizes: list[int] = []
+        log_batch = writer.client.log_batch
+
+        def counted(run: str, metrics: list[Any]) -> None:
+            sizes.append(len(metrics))
+            log_batch(run, metrics=metrics)
+
+        monkeypatch.setattr(writer.client, "log_batch", counted)
         points = [
             CurvePoint(step=step, phase="dense", seconds=step, train_loss=1.0, learning_rate=0.1)
             for step in range(700)
         ]
         writer.points(points, "perplexity_token")
+        assert sum(sizes) == 2100
+        assert max(sizes) <= 1000
         client = reader(writer.uri)
         for name in ("loss/train", "time/train_s", "optimizer/learning_rate"):
             history = client.get_metric_history(writer.run_id, name)
