@@ -55,16 +55,8 @@ def project(
         DensityError: The target is below what `min_rank` needs; the message gives the least.
     """
     allowed = budget(shapes.values(), density)
-    ranks = {name: min(min_rank, shape.full_rank) for name, shape in shapes.items()}
+    ranks = floor_ranks(shapes, density, min_rank)
     spent = sum(shapes[name].num_parameters(rank) for name, rank in ranks.items())
-    if spent > allowed:
-        total = sum(shape.num_dense for shape in shapes.values())
-        # rounded up, so that the number in the message does work
-        least = math.ceil(spent / total * 1e6) / 1e6
-        raise DensityError(
-            f"density >= {least:.6f} must hold to keep rank {min_rank} in each of "
-            f"{len(shapes)} layers, got {density}"
-        )
     order = {
         name: torch.argsort(score, descending=True, stable=True).tolist()
         for name, score in scores.items()
@@ -82,6 +74,27 @@ def project(
             closed.add(name)
     keep = {name: _mask(order[name], ranks[name]) for name in shapes}
     return Projection(keep, realized_density(ranks, shapes))
+
+
+def floor_ranks(
+    shapes: Mapping[str, LayerShape], density: float, min_rank: int = 1
+) -> dict[str, int]:
+    """The rank that every layer keeps whatever its scores.
+
+    Raises:
+        DensityError: These ranks alone exceed the density; the message gives the least.
+    """
+    ranks = {name: min(min_rank, shape.full_rank) for name, shape in shapes.items()}
+    spent = sum(shapes[name].num_parameters(rank) for name, rank in ranks.items())
+    if spent > budget(shapes.values(), density):
+        total = sum(shape.num_dense for shape in shapes.values())
+        # rounded up, so that the number in the message does work
+        least = math.ceil(spent / total * 1e6) / 1e6
+        raise DensityError(
+            f"density >= {least:.6f} must hold to keep rank {min_rank} in each of "
+            f"{len(shapes)} layers, got {density}"
+        )
+    return ranks
 
 
 def _by_score(

@@ -23,8 +23,8 @@ from lowrank.density import LayerShape, check_density, expected_density
 from lowrank.errors import LowRankError
 from lowrank.gate import NOISE_EPS, GateConfig
 from lowrank.lagrangian import AugmentedLagrangian
-from lowrank.linear import GatedLinear
-from lowrank.projection import Projection, project
+from lowrank.linear import GatedLinear, layer_shape
+from lowrank.projection import Projection, floor_ranks, project
 from lowrank.schedule import linear_anneal
 from lowrank.surgery import find_layers, replace_layers
 
@@ -97,11 +97,14 @@ class Pruner:
     ) -> None:
         self.method, self.seed, self.step_index = method, seed, 0
         match = find_layers(model, include, exclude)
-        gated = {name: GatedLinear(layer, method.gate) for name, layer in match.layers.items()}
+        shapes = {name: layer_shape(layer) for name, layer in match.layers.items()}
+        # before any training: a target that no projection can meet is known already
+        floor_ranks(shapes, method.density, method.min_rank)
+        gated = {name: _gated(name, layer, method) for name, layer in match.layers.items()}
         by_identity = {id(layer): gated[name] for name, layer in match.layers.items()}
         self.model = replace_layers(model, lambda _, module: by_identity.get(id(module)))
         self.layers: dict[str, GatedLinear] = gated
-        self.shapes: dict[str, LayerShape] = {name: layer.shape for name, layer in gated.items()}
+        self.shapes: dict[str, LayerShape] = shapes
         self.lagrangian = AugmentedLagrangian(method.penalty_lr)
         self._draw_noise()
         logger.info("factorized %d layers, %d parameters", len(gated), self.num_dense)
@@ -118,6 +121,7 @@ class Pruner:
 
     def expected_density(self) -> Tensor:
         """Scalar float32, differentiable in the gates; in [0, 1]."""
+        self._check_not_finished()
         # the penalty stays float32 when the caller's autocast region includes it
         with torch.autocast(self._device.type, enabled=False):
             open_prob = {name: layer.gate.open_prob() for name, layer in self.layers.items()}
@@ -177,6 +181,7 @@ class Pruner:
 
         The parameters are new ones: build a new optimizer for what follows.
         """
+        self._check_not_finished()
         projection = projection or self.project()
         small = {
             id(layer): layer.compact(projection.keep[name].to(layer.up.device))
@@ -199,6 +204,10 @@ class Pruner:
         self.step_index = int(state["step_index"])
         self._draw_noise()
 
+    def _check_not_finished(self) -> None:
+        if not self.layers:
+            raise LowRankError("the pruner is finished: its gates have left the model")
+
     @property
     def _device(self) -> torch.device:
         return next(iter(self.layers.values())).up.device
@@ -210,3 +219,10 @@ class Pruner:
         for layer in self.layers.values():
             uniform = torch.rand(layer.gate.noise.shape, generator=generator)
             layer.gate.noise.copy_(uniform.clamp(NOISE_EPS, 1 - NOISE_EPS))
+
+
+def _gated(name: str, layer: nn.Module, method: FlopL0) -> GatedLinear:
+    try:
+        return GatedLinear(layer, method.gate)
+    except LowRankError as error:
+        raise LowRankError(f"layer {name!r}: {error}") from error

@@ -73,7 +73,7 @@ def run_job(job: Job, workers: Workers, sink: Sink | None = None) -> ModelRecord
 
     Raises:
         TrialError: Training diverged.
-        ModelError: The model cannot be built, or cannot read inputs as long as the task's.
+        ModelError: The model cannot be built, or fails on inputs as long as the task's.
         LowRankError: No layer matches the patterns, or the density is out of reach.
     """
     task = make_task(job.task_spec, PreparedData.open(Path(job.data)), job.seed)
@@ -89,7 +89,7 @@ def _train_dense(job: Job, task: TrainingTask, workers: Workers, sink: Sink | No
     # before any training: a pattern that matches nothing must not cost a training run
     method = job.method_spec
     prunable = list(find_layers(model, method.include, method.exclude).layers)
-    _check_length(model, task)
+    _check_pass(model, task)
     torch.manual_seed(_worker_seed(job, workers.rank))
     recorder = Recorder(workers=workers, total_steps=spec.dense.steps, sink=sink)
     stretch = Stretch(
@@ -115,6 +115,7 @@ def _compress(job: Job, task: TrainingTask, workers: Workers, sink: Sink | None)
         teacher = load_pretrained(job.dense).to(workers.device).requires_grad_(False)
     pruner = Pruner(model, flop_l0(method), method.include, method.exclude, seed=job.seed)
     pruner.project()  # a density that not even rank 1 meets must not cost a training run either
+    _check_pass(pruner.model, task)  # some models look into their layers, and find gates
     gated_steps = method.anneal_steps + method.hold_steps
     recorder = Recorder(workers=workers, total_steps=gated_steps + method.finetune_steps, sink=sink)
     common: dict[str, Any] = {
@@ -267,19 +268,20 @@ def with_densities(record: ModelRecord, dense: ModelRecord) -> Densities:
     return densities
 
 
-def _check_length(model: nn.Module, task: TrainingTask) -> None:
+def _check_pass(model: nn.Module, task: TrainingTask) -> None:
     """One pass at the task's full length: otherwise the first long example ends the training."""
     device = next(model.parameters()).device
     inputs = {k: v.to(device) for k, v in task.example_inputs(1, task.max_length).items()}
     try:
         with torch.no_grad():
             model.eval()(**inputs)
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # models raise many kinds
         limit = getattr(model.config, "max_position_embeddings", None)
-        known = f"; its config has max_position_embeddings {limit}" if limit else ""
+        known = f", its config has max_position_embeddings {limit}" if limit else ""
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"the model must read {task.max_length} tokens at once (`context` or `max_length`), "
-            f"but fails{known}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            f"the model fails on {task.max_length} tokens (`context` or `max_length`){known}: "
+            f"{reason}"
         ) from error
 
 

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import nn
 
 from lowrank import (
     DensityError,
@@ -407,13 +408,6 @@ def test_a_minimum_rank_is_kept():
     assert pruner.project().ranks["0"] == 3
 
 
-def test_a_density_below_the_floor_is_refused_and_the_model_stays_gated():
-    pruner = Pruner(mlp(), FlopL0(density=0.1))
-    with pytest.raises(DensityError, match=r"density >= 0.166667 must hold"):
-        pruner.finish()
-    assert isinstance(pruner.model[0], GatedLinear)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_gates_that_are_not_finite_are_named(value):
     pruner = Pruner(mlp(), HALF)
@@ -467,3 +461,27 @@ def test_a_transformer_is_trained_pruned_and_fine_tuned(make, batch, include, nu
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+def test_a_target_below_the_floor_is_refused_before_the_model_is_touched():
+    model = mlp()
+    before = [type(module) for module in model.modules()]
+    with pytest.raises(DensityError, match=r"density >= 0.166667 must hold"):
+        Pruner(model, FlopL0(density=0.1))
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_a_finished_pruner_says_so():
+    pruner = Pruner(nn.Sequential(nn.Linear(8, 8)), FlopL0(density=0.5))
+    pruner.finish()
+    for call in (pruner.penalty, pruner.step, pruner.finish):
+        with pytest.raises(LowRankError, match="finished"):
+            call()
+
+
+def test_a_broken_weight_is_named():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with torch.no_grad():
+        model[1].weight[0, 0] = float("nan")
+    with pytest.raises(LowRankError, match="layer '1'"):
+        Pruner(model, FlopL0(density=0.5))

@@ -207,8 +207,21 @@ def test_a_model_too_short_for_the_task_costs_no_training(
 ):
     spec = make(tmp_path, model=model)
     job = make_job(spec, ready(spec, tmp_path / "cache").data, method())
-    with pytest.raises(ModelError, match=rf"must read {LENGTH} tokens .* {limit}:"):
+    with pytest.raises(ModelError, match=rf"fails on {LENGTH} tokens .* {limit}: "):
         run_job(job, LocalWorkers(lambda *_: pytest.fail("it trained")))
+
+
+def test_a_model_that_looks_into_its_layers_costs_no_training(tmp_path: Path):
+    """Mamba reads the weight of a projection itself; a factorized layer has none."""
+    tiny = {"hidden_size": 32, "num_hidden_layers": 1}
+    spec = make_lm(tmp_path, model={"type": "mamba", "config": tiny}, dense=DENSE | {"steps": 1})
+    data = ready(spec, tmp_path / "cache").data
+    dense = train_to(tmp_path / "dense", make_job(spec, data, method()))
+    with pytest.raises(ModelError, match=rf"fails on {LENGTH} tokens .*no attribute 'weight'"):
+        run_job(
+            make_job(spec, data, method(), dense.export),
+            LocalWorkers(lambda *_: pytest.fail("it trained")),
+        )
 
 
 def test_the_exported_tokenizer_cuts_where_training_did(classes: Family):
