@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -197,10 +196,9 @@ def ui(path: Path, overrides: Sequence[str], port: int) -> int:
         "--port",
         str(port),
     ]
-    try:
-        return subprocess.call(command, env={**os.environ, "PATH": search})
-    except KeyboardInterrupt:
-        return 0
+    sys.stdout.flush()
+    # the server takes this process's place: whatever ends `lowrank ui` ends the server
+    os.execve(sys.executable, command, {**os.environ, "PATH": search})
 
 
 def _tables(result: Any) -> None:

@@ -39,6 +39,10 @@ def default_tracking_uri(storage: str) -> str:
     return f"sqlite:///{Path(storage).absolute() / 'mlflow.db'}"
 
 
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's pages then open on training runs, not on traces of language model applications."""
+
+
 class Tracking:
     """A tracking store, and one campaign's experiment in it.
 
@@ -65,7 +69,9 @@ class Tracking:
             found = self.client.get_experiment_by_name(experiment)
             if found is None:
                 location = (artifacts / experiment).absolute().as_uri() if local else None
-                self.experiment_id = self.client.create_experiment(experiment, location)
+                self.experiment_id = self.client.create_experiment(
+                    experiment, location, tags=EXPERIMENT_TAGS
+                )
             elif found.lifecycle_stage != "active":
                 raise TrackingError(
                     f"experiment {experiment!r} is deleted in {redact_uri(uri)}; "
@@ -121,7 +127,7 @@ class Tracking:
         found = self._find(key)
         if found is not None:
             return found.info.run_id
-        tags = {**tags, "lowrank.key": key}
+        tags = {**tags, "lowrank.key": key, "mlflow.source.name": "lowrank run"}
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)

@@ -3,6 +3,6 @@ from tests.orchestrator.fixtures import (  # noqa: F401
     classes,
     either,
     lm,
-    one_thread,
+    on_one_core,
     store,
 )

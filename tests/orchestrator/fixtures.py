@@ -11,21 +11,16 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cluster import set_environment
-from tests.orchestrator.small import Family, family
+from tests.orchestrator.small import Family, family, one_core
 
 # as the command line does, before mlflow and ray are imported
 set_environment()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small models are slower on several threads, and other tests use the cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="module", autouse=True)
+def on_one_core() -> Iterator[None]:
+    with one_core():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -73,4 +68,8 @@ def store(
 def bare_environment() -> dict[str, str]:
     """For fresh interpreters that must not find the repository, or the network."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return kept | {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }

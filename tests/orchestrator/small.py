@@ -5,9 +5,14 @@ from __future__ import annotations
 import functools
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import torch
 
 from orchestrator.data.prepare import PreparedData, prepare_data
 from orchestrator.records import RECORD, ModelRecord
@@ -160,9 +165,27 @@ class Family:
         return [self.dense, *self.trials]
 
 
+@contextmanager
+def one_core() -> Iterator[None]:
+    """One thread, which is faster for small models and leaves the cores to others, and no GPU,
+    whose results differ in the last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with mock.patch("torch.cuda.is_available", return_value=False):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @functools.cache
 def family(kind: str, folder: Path) -> Family:
     """Made once per folder: a test session has one folder, whatever asks."""
+    with one_core():
+        return _family(kind, folder)
+
+
+def _family(kind: str, folder: Path) -> Family:
     folder = folder / f"family-{kind}"
     # dropout, so that equal results prove equal random numbers
     if kind == "lm":
