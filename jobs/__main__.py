@@ -62,7 +62,14 @@ def validate(spec: SpecArgument, set_: SetOption) -> None:
 
 
 @app.command()
-def run(spec: SpecArgument, set_: SetOption) -> None:
+def run(
+    spec: SpecArgument,
+    set_: SetOption,
+    measure_again: Annotated[
+        bool,
+        typer.Option("--measure-again", help="Time finished models again, on a quieter machine."),
+    ] = False,
+) -> None:
     """Run a campaign, or finish one that was interrupted.
 
     Per task: the dense model is trained (or loaded), Ray Tune runs the trials, each on its own
@@ -72,7 +79,7 @@ def run(spec: SpecArgument, set_: SetOption) -> None:
     """
     from jobs.commands import run as command
 
-    _exit(command, spec, set_)
+    _exit(command, spec, set_, measure_again)
 
 
 @app.command()

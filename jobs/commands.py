@@ -42,13 +42,13 @@ def validate(path: Path, overrides: Sequence[str]) -> int:
     return 0
 
 
-def run(path: Path, overrides: Sequence[str]) -> int:
+def run(path: Path, overrides: Sequence[str], measure_again: bool = False) -> int:
     """Run or finish the campaign."""
     from orchestrator.campaign import Campaign
     from orchestrator.tracking import default_tracking_uri
 
     spec = load_spec(path, overrides)
-    campaign = Campaign(spec, say)
+    campaign = Campaign(spec, say, measure_again)
     result = campaign.run()
     _tables(result)
     uri = spec.tracking.uri or default_tracking_uri(spec.storage)

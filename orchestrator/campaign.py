@@ -63,10 +63,14 @@ class Campaign:
     Args:
         spec: Resolved: absolute paths.
         say: Receives lines for people.
+        measure_again: Time finished models once more, say because the machine was busy.
     """
 
-    def __init__(self, spec: CampaignSpec, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, spec: CampaignSpec, say: Callable[[str], None], measure_again: bool = False
+    ) -> None:
         self.spec, self.progress = spec, Progress(say=say)
+        self.measure_again = measure_again
         self.layout = Layout(Path(spec.storage), spec.name)
         self.tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
         self.registry_uri = spec.tracking.registry or self.tracking_uri
@@ -281,12 +285,12 @@ class Campaign:
     # ------------------------------------------------------------------ after training
 
     def _measure(self, state: TaskState) -> None:
-        """Timings of every model that has none yet; nothing else runs meanwhile."""
+        """Timings of models that have none yet (or of all); nothing else runs meanwhile."""
         from orchestrator.measure import measure_speed
 
         assert state.dense is not None
         for index, record in enumerate(state.trials):
-            if record.speed:
+            if record.speed and not self.measure_again:
                 continue
             self.progress.line(
                 f"{state.task.name}: measuring speed, {index + 1}/{len(state.trials)}"
