@@ -1,0 +1,42 @@
+"""What the stages of a campaign share: where it runs, and what is known of each task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.data.prepare import PreparedData
+from orchestrator.layout import Layout
+from orchestrator.progress import Progress
+from orchestrator.records import FailedTrial, ModelRecord
+from orchestrator.search import TrialPlan
+from orchestrator.spec import CampaignSpec, Classification, LanguageModelling
+from orchestrator.tracking import Tracking
+
+AnyTask = LanguageModelling | Classification
+
+
+@dataclass(kw_only=True)
+class TaskState:
+    """What the campaign knows of one task while it runs."""
+
+    task: AnyTask
+    data: PreparedData
+    plans: list[TrialPlan]
+    run_id: str
+    """The task's parent run."""
+    dense: ModelRecord | None = None
+    trials: list[ModelRecord] = field(default_factory=list)
+    failed: list[FailedTrial] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Site:
+    """Where a campaign runs and what it writes to."""
+
+    spec: CampaignSpec
+    layout: Layout
+    tracking: Tracking
+    progress: Progress
+    available: dict[str, Any]
+    """The cluster's resources."""

@@ -1,0 +1,105 @@
+"""The stage after all measurements: choice, registry, report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from orchestrator import cluster
+from orchestrator.campaign_state import Site, TaskState
+from orchestrator.promotion import register_and_promote
+from orchestrator.records import CampaignResult, TaskResult
+from orchestrator.registry import Registry
+from orchestrator.report import write_front_figure, write_report
+from orchestrator.selection import choose
+from orchestrator.tracking import RunWriter
+
+
+def conclude(
+    site: Site, states: list[TaskState], registry_uri: str, started: datetime, seconds: float
+) -> CampaignResult:
+    """Choose, register, promote, report; everything but the parent runs' end."""
+    tasks = []
+    for state in states:
+        assert state.dense is not None
+        choice = choose(state.trials, state.dense, site.spec.select)
+        site.progress.line(f"{state.task.name}: {choice.sentence}")
+        result = TaskResult(
+            task=state.task.name,
+            kind=state.task.kind,
+            dense=state.dense,
+            trials=state.trials,
+            failed=state.failed,
+            choice=choice,
+            data=state.data.info,
+        )
+        tasks.append(_promote(site, state, result, registry_uri))
+    campaign = CampaignResult(
+        name=site.spec.name,
+        spec_hash=site.spec.digest(),
+        started=started.isoformat(timespec="seconds"),
+        seconds=round(seconds, 1),
+        tasks=tasks,
+        hardware=_hardware(site.available),
+    )
+    campaign.save(site.layout.result)
+    write_report(campaign, site.layout.report)
+    _publish(site, states, campaign)
+    return campaign
+
+
+def _promote(site: Site, state: TaskState, result: TaskResult, registry_uri: str) -> TaskResult:
+    chosen = next((r for r in state.trials if r.key == result.choice.key), None)
+    if chosen is None:
+        return result
+    promotion = register_and_promote(
+        site.spec,
+        state.task,
+        chosen,
+        result.dense,
+        str(state.data.folder),
+        result.choice.sentence,
+        Registry(registry_uri, site.tracking.uri),
+        cluster.run_alone,
+    )
+    site.progress.line(f"{state.task.name}: {promotion.sentence}")
+    return replace(result, promotion=promotion)
+
+
+def _publish(site: Site, states: list[TaskState], campaign: CampaignResult) -> None:
+    """The report and each task's front, choice and dense figures, on its parent run."""
+    for state, result in zip(states, campaign.tasks, strict=True):
+        writer = RunWriter(site.tracking.uri, state.run_id)
+        figure = site.layout.root / f"front-{result.task}.png"
+        write_front_figure(result, figure)
+        for path in (figure, site.layout.report, site.layout.result):
+            writer.artifact(path)
+        metric = result.dense.metric.name
+        writer.metrics({f"dense/test_{metric}": result.dense.test[metric]})
+        writer.metrics({f"dense/validation_{metric}": result.dense.quality})
+        tags = {"choice": result.choice.sentence}
+        if result.promotion is not None:
+            tags["promotion"] = result.promotion.sentence
+        writer.tags(tags)
+        on_front = set(result.choice.front)
+        for record in result.trials:
+            if record.mlflow_run_id is not None:
+                RunWriter(site.tracking.uri, record.mlflow_run_id).tags(
+                    {
+                        "pareto_front": str(record.key in on_front).lower(),
+                        "chosen": str(record.key == result.choice.key).lower(),
+                    }
+                )
+
+
+def _hardware(available: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    from lowrank.bench import fingerprint
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return fingerprint(device, torch.float32) | {
+        "cluster_cpus": available.get("CPU", 0),
+        "cluster_gpus": available.get("GPU", 0),
+    }
