@@ -6,10 +6,14 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from ray.exceptions import RayTaskError
+
+from lowrank.errors import LowRankError
 from orchestrator import cluster
 from orchestrator.campaign_state import Site, TaskState
-from orchestrator.promotion import register_and_promote
-from orchestrator.records import CampaignResult, TaskResult
+from orchestrator.errors import CampaignError
+from orchestrator.promotion import register_and_promote, registered_name
+from orchestrator.records import CampaignResult, Promotion, TaskResult
 from orchestrator.registry import Registry
 from orchestrator.report import write_front_figure, write_report
 from orchestrator.selection import choose
@@ -53,16 +57,22 @@ def _promote(site: Site, state: TaskState, result: TaskResult, registry_uri: str
     chosen = next((r for r in state.trials if r.key == result.choice.key), None)
     if chosen is None:
         return result
-    promotion = register_and_promote(
-        site.spec,
-        state.task,
-        chosen,
-        result.dense,
-        str(state.data.folder),
-        result.choice.sentence,
-        Registry(registry_uri, site.tracking.uri),
-        cluster.run_alone,
-    )
+    try:
+        promotion = register_and_promote(
+            site.spec,
+            state.task,
+            chosen,
+            result.dense,
+            str(state.data.folder),
+            result.choice.sentence,
+            Registry(registry_uri, site.tracking.uri),
+            cluster.run_alone,
+        )
+    except (CampaignError, LowRankError, RayTaskError) as error:
+        # the trials' results stand whatever the registry does: they are reported, with this
+        name = registered_name(site.spec, state.task.name)
+        sentence = f"{name} was not promoted: {error}"
+        promotion = Promotion(model=name, version=None, promoted=False, sentence=sentence)
     site.progress.line(f"{state.task.name}: {promotion.sentence}")
     return replace(result, promotion=promotion)
 

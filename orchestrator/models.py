@@ -120,12 +120,34 @@ def _label_fields(data: PreparedData) -> dict[str, Any]:
 def _load_pretrained(
     auto: Any, task: LanguageModelling | Classification, data: PreparedData
 ) -> nn.Module:
+    import transformers
+
     source = resolve_pretrained(task.model)
     fields = _label_fields(data) if isinstance(task, Classification) else {}
+    # what is missing is judged below; transformers would print a table and go on
+    transformers.utils.logging.set_verbosity_error()
     try:
-        return auto.from_pretrained(source, **fields)
+        model, loading = auto.from_pretrained(source, output_loading_info=True, **fields)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"model.pretrained: {source!r} is neither a folder with a model nor a hub name that "
             f"can be reached: {(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from error
+    missing = sorted(set(loading["missing_keys"]) - set(_new_head(model, task, loading)))
+    if missing:
+        raise ModelError(
+            f"model.pretrained: {source!r} has no weights for {', '.join(missing[:5])}"
+            f"{' and others' if len(missing) > 5 else ''}; they would be random. "
+            f"Is it a {type(model).__name__}?"
+        )
+    return model
+
+
+def _new_head(
+    model: Any, task: LanguageModelling | Classification, loading: dict[str, Any]
+) -> list[str]:
+    """Missing weights that are meant to be new: a classifier's, outside the pretrained body."""
+    if isinstance(task, LanguageModelling):
+        return []
+    body = f"{model.base_model_prefix}."
+    return [k for k in loading["missing_keys"] if not k.startswith(body) or ".pooler." in k]

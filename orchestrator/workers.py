@@ -69,7 +69,7 @@ class RayWorkers:
 
         # the only buffers that change are the gates' noise, the same on every worker already
         return ray.train.torch.prepare_model(
-            model, parallel_strategy_kwargs={"broadcast_buffers": False}
+            model, parallel_strategy_kwargs={"forward_sync_buffers": False}
         )
 
     def gather(self, value: Any) -> list[Any]:

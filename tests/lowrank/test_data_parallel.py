@@ -50,7 +50,7 @@ def worker(rank, folder):
         state = train(
             rank,
             WORKERS,
-            lambda model: DistributedDataParallel(model, broadcast_buffers=False),
+            lambda model: DistributedDataParallel(model, forward_sync_buffers=False),
         )
         torch.save(state, f"{folder}/{rank}.pt")
         dist.barrier()
@@ -68,5 +68,6 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         assert torch.equal(states[0][name], states[1][name]), name
         if name.startswith("grad"):
             assert value.abs().max() > 0
-        tolerance = 1e-10 if value.dtype == torch.float64 and "gate" not in name else 2e-5
+        # the gates are float32, and the last digit of theirs reaches the float64 weights
+        tolerance = 1e-8 if value.dtype == torch.float64 and "gate" not in name else 2e-5
         torch.testing.assert_close(states[0][name], value, rtol=tolerance, atol=tolerance)

@@ -132,3 +132,21 @@ def test_a_package_of_weights(classes: Family, offline: None):
 def test_names_without_a_package_stay():
     assert resolve_pretrained(ModelSpec(pretrained="owner/model")) == "owner/model"
     assert resolve_pretrained(ModelSpec(type="gpt2")) is None
+
+
+def test_weights_that_would_be_random_are_refused(classes: Family, tmp_path: Path):
+    """A checkpoint of one layer must not load as a two-layer model that is half random."""
+    import transformers
+
+    fields = {
+        "vocab_size": classes.data.vocab_size,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    whole = transformers.BertConfig(num_hidden_layers=1, **fields)
+    transformers.BertModel(whole).save_pretrained(tmp_path)
+    build_model(with_model(classes, pretrained=str(tmp_path)), classes.data, seed=0)
+    transformers.BertConfig(num_hidden_layers=2, **fields).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"no weights for bert\.encoder\.layer\.1"):
+        build_model(with_model(classes, pretrained=str(tmp_path)), classes.data, seed=0)
