@@ -31,6 +31,8 @@ def test_interrupted_campaign_goes_on(tmp_path: Path) -> None:
             stdout=out,
             stderr=subprocess.STDOUT,
             env=environment(),
+            # a test run in a shell's background inherits an ignored SIGINT, and would pass it on
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 240
         while "dense: finished" not in log.read_text():
