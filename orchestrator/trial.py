@@ -111,6 +111,9 @@ def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
     layout, key = launch.layout, launch.job["key"]
+    # training starts at step 0, so what a killed attempt left is of no use, and a snapshot that
+    # Ray was writing when it died would stop the controller
+    shutil.rmtree(layout.train / key, ignore_errors=True)
     trainer = TorchTrainer(
         worker,
         train_loop_config={
