@@ -171,7 +171,7 @@ def compress(
 def ui(path: Path, overrides: Sequence[str], port: int) -> int:
     """MLflow's server on the campaign's store, until Ctrl-C."""
     from orchestrator.layout import Layout
-    from orchestrator.tracking import default_tracking_uri
+    from orchestrator.tracking import default_tracking_uri, experiment_id
 
     spec = load_spec(path, overrides)
     if spec.tracking.uri and not spec.tracking.uri.startswith("sqlite:"):
@@ -181,7 +181,10 @@ def ui(path: Path, overrides: Sequence[str], port: int) -> int:
     if not Path(uri.removeprefix("sqlite:///")).exists():
         raise CampaignError(f"nothing is recorded in {uri} yet: lowrank run {path}")
     layout = Layout(Path(spec.storage), spec.name)
-    say(f"MLflow on http://127.0.0.1:{port}, Ctrl-C to end")
+    experiment = experiment_id(uri, spec.name)
+    # MLflow's first page is about traces of language model applications
+    page = f"/#/experiments/{experiment}/runs" if experiment else ""
+    say(f"the campaign's runs: http://127.0.0.1:{port}{page}    Ctrl-C to end")
     # the server starts its helpers by name, so this environment's programs come first
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     command = [

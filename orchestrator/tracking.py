@@ -39,8 +39,12 @@ def default_tracking_uri(storage: str) -> str:
     return f"sqlite:///{Path(storage).absolute() / 'mlflow.db'}"
 
 
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""MLflow's pages then open on training runs, not on traces of language model applications."""
+def experiment_id(uri: str, experiment: str) -> str | None:
+    """The id that MLflow's pages use for an experiment, or None."""
+    from mlflow import MlflowClient
+
+    found = MlflowClient(tracking_uri=uri).get_experiment_by_name(experiment)
+    return None if found is None else str(found.experiment_id)
 
 
 class Tracking:
@@ -69,9 +73,7 @@ class Tracking:
             found = self.client.get_experiment_by_name(experiment)
             if found is None:
                 location = (artifacts / experiment).absolute().as_uri() if local else None
-                self.experiment_id = self.client.create_experiment(
-                    experiment, location, tags=EXPERIMENT_TAGS
-                )
+                self.experiment_id = self.client.create_experiment(experiment, location)
             elif found.lifecycle_stage != "active":
                 raise TrackingError(
                     f"experiment {experiment!r} is deleted in {redact_uri(uri)}; "
