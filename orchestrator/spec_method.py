@@ -37,13 +37,13 @@ class MethodSpec(Block):
     hold_steps: int = Field(60, ge=0)
     """Steps at the final target before the projection."""
     finetune_steps: int = Field(500, ge=0)
-    """Steps after the projection, on the compacted model. Measured: recovery is worth more than
-    gating, so it gets about two thirds of all steps (docs/method.md)."""
+    """Steps after the projection, on the compacted model. It gets about two thirds of all
+    steps, for recovery is where the loss comes back (docs/results/gates.md)."""
     learning_rate: float = Field(1e-3, gt=0, le=1)
     finetune_learning_rate: float = Field(3e-3, gt=0, le=1)
     penalty_lr: float = Field(0.2, gt=0, le=100)
-    """Ascent rate of the two Lagrangian multipliers: the field that a campaign searches. Between
-    0.05 and 0.5 the targets of the demo are met; lower densities want the higher rates."""
+    """Ascent rate of the two Lagrangian multipliers: the field that a campaign searches. In the
+    demo 0.07 to 0.5 bring the gates within 0.03 of the target; lower densities want higher rates."""
     gate_lr: float | None = Field(None, gt=0, le=10)
     """Rate of log_alpha; by default 30 / gated steps, so that a gate can shut in a quarter of
     them."""

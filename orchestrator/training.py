@@ -182,7 +182,7 @@ def freeze_unused(model: nn.Module, task: TrainingTask, workers: Workers) -> lis
     task.loss(model, batch).backward()
     unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     for name in unused:
-        # gates and factors get theirs from the penalty too, and are never in this list
+        # a gated layer that the loss does not reach is among them, and keeps its gates as they are
         model.get_parameter(name).requires_grad_(False)
     model.zero_grad(set_to_none=True)
     if unused:
