@@ -43,7 +43,7 @@ class MethodSpec(Block):
     finetune_learning_rate: float = Field(3e-3, gt=0, le=1)
     penalty_lr: float = Field(0.2, gt=0, le=100)
     """Ascent rate of the two Lagrangian multipliers: the field that a campaign searches. In the
-    demo 0.07 to 0.5 bring the gates within 0.03 of the target; lower densities want higher rates."""
+    demo 0.07 to 0.5 bring the gates within 0.03 of the target; low densities want high rates."""
     gate_lr: float | None = Field(None, gt=0, le=10)
     """Rate of log_alpha; by default 30 / gated steps, so that a gate can shut in a quarter of
     them."""
