@@ -12,6 +12,7 @@ from torch import nn
 
 from lowrank.errors import ExportError
 from lowrank.export import load, read_manifest, save
+from lowrank.models import register
 
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSequenceClassification")
 
@@ -49,6 +50,7 @@ def load_pretrained(folder: Path | str) -> nn.Module:
     """
     import transformers
 
+    register()
     folder = Path(folder)
     auto_class = read_manifest(folder)["metadata"].get("auto_class")
     _check_auto_class(auto_class)
