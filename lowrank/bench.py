@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,15 +69,35 @@ def time_pair(
         repeats: Pairs, >= 2.
         synchronize: Waits for the device; called before each reading of the clock.
     """
+    first_s, second_s = time_rounds([first, second], repeats, synchronize)
+    return Pair(first_s=first_s, second_s=second_s)
+
+
+def time_rounds(
+    calls: Sequence[Callable[[], object]],
+    repeats: int,
+    synchronize: Callable[[], None] | None = None,
+) -> list[list[float]]:
+    """Time several callables in rounds, turning the order round at every repeat.
+
+    Args:
+        calls: What to time.
+        repeats: Rounds, >= 2.
+        synchronize: Waits for the device; called before each reading of the clock.
+
+    Returns:
+        Seconds per call, [callables][repeats].
+    """
     if repeats < 2:
         raise LowRankError(f"repeats >= 2 must hold, got {repeats}")
     wait = synchronize or (lambda: None)
-    calls = tuple(_calls_per_sample(call, wait) for call in (first, second))
-    samples: tuple[list[float], list[float]] = ([], [])
+    counts = [_calls_per_sample(call, wait) for call in calls]
+    samples: list[list[float]] = [[] for _ in calls]
     for repeat in range(repeats):
-        for which in (0, 1) if repeat % 2 == 0 else (1, 0):
-            samples[which].append(_sample((first, second)[which], calls[which], wait))
-    return Pair(first_s=samples[0], second_s=samples[1])
+        order = range(len(calls)) if repeat % 2 == 0 else reversed(range(len(calls)))
+        for which in order:
+            samples[which].append(_sample(calls[which], counts[which], wait))
+    return samples
 
 
 def forward_pair(

@@ -18,17 +18,24 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def num_matrix_parameters(model: nn.Module, names: list[str]) -> int:
-    """Weights (without biases) stored for the named layers, dense or low-rank."""
+def num_matrix_parameters(model: nn.Module, names: list[str], nonzero: bool = False) -> int:
+    """Weights (without biases) stored for the named layers, dense, low-rank or sliced.
+
+    Args:
+        model: Compacted.
+        names: Of the layers that were pruned.
+        nonzero: Count only weights that are not zero: for unstructured pruning, whose zeros are
+            stored.
+    """
     total = 0
     for name in names:
         module = model.get_submodule(name)
         if isinstance(module, LowRankLinear):
-            total += module.down.weight.numel() + module.up.weight.numel()
+            weights = [module.down.weight, module.up.weight]
         else:
-            weight = module.weight
-            assert isinstance(weight, torch.Tensor)
-            total += weight.numel()
+            assert isinstance(module.weight, torch.Tensor)
+            weights = [module.weight]
+        total += sum(int(w.count_nonzero()) if nonzero else w.numel() for w in weights)
     return total
 
 

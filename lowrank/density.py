@@ -1,19 +1,48 @@
-"""Counting: what a matrix costs dense and factorized, always against the dense original.
+"""Counting: what a matrix costs dense and pruned, always against the dense original.
 
-A density is a kept fraction of original parameters, 0 < density <= 1. Biases are not part of
+A density is a kept fraction of the original cost, 0 < density <= 1. The cost is counted in
+parameters unless somebody asks for another currency (`lowrank.currency`). Biases are not part of
 it: they belong to "other", in the whole-model figure.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lowrank.errors import DensityError
+
+
+class Cost(Protocol):
+    """What a layer costs when k of its units are kept: components, input features, weights."""
+
+    @property
+    def num_units(self) -> int: ...
+
+    @property
+    def unit_cost(self) -> float:
+        """Of one unit, where units are cheaper than the dense matrix."""
+        ...
+
+    @property
+    def dense_cost(self) -> float: ...
+
+    def cost(self, kept: int) -> float:
+        """Non-decreasing in `kept`, 0 for none, `dense_cost` for all."""
+        ...
+
+    def expected(self, kept: float) -> float:
+        """`cost`, continued to fractions of units."""
+        ...
+
+    def charge(self, kept: Tensor) -> Tensor:
+        """`expected` of a scalar, float32, with a gradient that never vanishes below
+        `num_units`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +75,61 @@ class LayerShape:
         """Stored parameters at a rank: min(dense, factorized), for the cheaper form is stored."""
         return min(self.num_dense, rank * self.num_per_component)
 
+    # the cost of rank-1 components, in parameters
+    @property
+    def num_units(self) -> int:
+        return self.full_rank
+
+    @property
+    def unit_cost(self) -> float:
+        return self.num_per_component
+
+    @property
+    def dense_cost(self) -> float:
+        return self.num_dense
+
+    def cost(self, kept: int) -> float:
+        return self.num_parameters(kept)
+
+    def expected(self, kept: float) -> float:
+        return min(self.num_dense, kept * self.num_per_component)
+
+    def charge(self, kept: Tensor) -> Tensor:
+        return capped_charge(self, kept)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearCost:
+    """Every unit costs the same and all of them cost what the dense matrix does: input features,
+    rows, blocks, single weights."""
+
+    num_units: int
+    unit_cost: float
+
+    @property
+    def dense_cost(self) -> float:
+        return self.num_units * self.unit_cost
+
+    def cost(self, kept: int) -> float:
+        return kept * self.unit_cost
+
+    def expected(self, kept: float) -> float:
+        return kept * self.unit_cost
+
+    def charge(self, kept: Tensor) -> Tensor:
+        return kept.float() * self.unit_cost
+
+
+def capped_charge(cost: Cost, kept: Tensor) -> Tensor:
+    """min(dense, factorized) in value, the factors' gradient throughout.
+
+    With a plain minimum a layer that starts at full rank would get no gradient until it had found
+    its own way below break-even.
+    """
+    factorized = kept.float() * cost.unit_cost
+    excess = (factorized - cost.dense_cost).clamp(min=0).detach()
+    return factorized - excess
+
 
 def check_density(density: float) -> float:
     """Return `density` unchanged, or raise DensityError unless 0 < density <= 1."""
@@ -54,37 +138,29 @@ def check_density(density: float) -> float:
     return density
 
 
-def budget(shapes: Iterable[LayerShape], density: float) -> int:
-    """Parameters that a density allows, rounded down."""
-    total = sum(shape.num_dense for shape in shapes)
-    # the nudge keeps 0.3 * 10 from becoming 2 through binary rounding
-    return math.floor(check_density(density) * total * (1 + 1e-12))
+def budget(costs: Iterable[Cost], density: float) -> float:
+    """What a density allows to spend."""
+    total = sum(cost.dense_cost for cost in costs)
+    # the nudge keeps 0.3 * 10 from becoming 2.9999999999999996
+    return check_density(density) * total * (1 + 1e-12)
 
 
-def realized_density(ranks: Mapping[str, int], shapes: Mapping[str, LayerShape]) -> float:
-    """Stored parameters over dense parameters, for layers at given ranks."""
-    kept = sum(shape.num_parameters(ranks[name]) for name, shape in shapes.items())
-    return kept / sum(shape.num_dense for shape in shapes.values())
+def realized_density(kept: Mapping[str, int], costs: Mapping[str, Cost]) -> float:
+    """Cost over dense cost, for layers with given numbers of kept units."""
+    spent = sum(cost.cost(kept[name]) for name, cost in costs.items())
+    return spent / sum(cost.dense_cost for cost in costs.values())
 
 
-def expected_density(open_prob: Mapping[str, Tensor], shapes: Mapping[str, LayerShape]) -> Tensor:
+def expected_density(open_prob: Mapping[str, Tensor], costs: Mapping[str, Cost]) -> Tensor:
     """Expected density under independent gates, differentiable, float32.
 
-    Each layer is charged min(dense, factorized). Where the factors are the dearer form the value
-    is capped but the gradient is still that of the factors: a layer that starts at full rank
-    would otherwise get no gradient until it had found its own way below break-even.
-
     Args:
-        open_prob: P(z > 0) per component and layer, [rank] each.
-        shapes: Layer shapes under the same names.
+        open_prob: P(z > 0) per unit and layer, [num_units] each.
+        costs: What the layers' units cost, under the same names.
 
     Returns:
         Scalar; in [0, 1].
     """
-    total = sum(shape.num_dense for shape in shapes.values())
-    charged = []
-    for name, shape in shapes.items():
-        factorized = open_prob[name].float().sum() * shape.num_per_component
-        excess = (factorized - shape.num_dense).clamp(min=0).detach()
-        charged.append(factorized - excess)
+    total = sum(cost.dense_cost for cost in costs.values())
+    charged = [cost.charge(open_prob[name].float().sum()) for name, cost in costs.items()]
     return torch.stack(charged).sum() / total

@@ -19,22 +19,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lowrank.errors import ExportError
-from lowrank.gate import HardConcreteGate
-from lowrank.linear import LowRankLinear, is_matrix_layer, layer_shape
+from lowrank.linear import LowRankLinear, PrunedLayer, is_matrix_layer, layer_shape
+from lowrank.sliced import SlicedLinear
 from lowrank.surgery import replace_layers
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1 had low-rank layers only, without a form; it is still read."""
 WEIGHTS = "model.safetensors"
 MANIFEST = "lowrank.json"
 MANIFEST_TYPES = {
     "schema_version": int,
     "weights_sha256": str,
-    "low_rank": dict,
+    "layers": dict,
     "aliases": dict,
     "tensors": dict,
     "metadata": dict,
 }
-LAYER_KEYS = {"in_features", "out_features", "rank", "bias"}
+LAYER_SIZES = {"low-rank": ("rank",), "sliced": ("num_in", "num_out")}
+"""What besides width and bias tells how big a layer of each form is."""
 
 
 def save(model: nn.Module, folder: Path | str, metadata: dict[str, Any] | None = None) -> Path:
@@ -52,7 +54,7 @@ def save(model: nn.Module, folder: Path | str, metadata: dict[str, Any] | None =
     folder = Path(folder)
     for name, module in model.named_modules():
         # by class, not by name: mixtures of experts have a `gate` of their own
-        if isinstance(module, HardConcreteGate):
+        if isinstance(module, PrunedLayer):
             raise ExportError(f"{name}: gates are still in the model, call Pruner.finish() first")
     tensors, aliases = _distinct_tensors(model)
     for name, tensor in tensors.items():
@@ -65,7 +67,7 @@ def save(model: nn.Module, folder: Path | str, metadata: dict[str, Any] | None =
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "weights_sha256": sha256_of(folder / WEIGHTS),
-        "low_rank": _low_rank_layers(model),
+        "layers": _small_layers(model),
         "aliases": aliases,
         "tensors": {
             k: [str(v.dtype).removeprefix("torch."), list(v.shape)] for k, v in tensors.items()
@@ -95,7 +97,7 @@ def load(model: nn.Module, folder: Path | str) -> nn.Module:
     folder = Path(folder)
     manifest = read_manifest(folder)
     tensors = _read_tensors(folder, manifest)
-    model = _restructure(model, manifest["low_rank"])
+    model = _restructure(model, manifest["layers"])
     for alias, name in manifest["aliases"].items():
         if name not in tensors:
             raise ExportError(f"{folder / MANIFEST}: alias {alias!r} of a missing tensor {name!r}")
@@ -106,6 +108,9 @@ def load(model: nn.Module, folder: Path | str) -> nn.Module:
         if name in tensors and tensor.dtype != tensors[name].dtype:
             tensor.data = tensor.data.to(tensors[name].dtype)
     model.load_state_dict(tensors, strict=True)
+    for name, module in model.named_modules():
+        if isinstance(module, SlicedLinear) and not module.indices_are_valid():
+            raise ExportError(f"{folder}: layer {name!r} keeps features that it does not have")
     return model
 
 
@@ -118,22 +123,43 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
         raise ExportError(f"{path}: no such file; not a finished lowrank export") from None
     except (ValueError, OSError) as error:
         raise ExportError(f"{path}: cannot be read as JSON: {error}") from error
+    if isinstance(manifest, dict) and manifest.get("schema_version") == 1:
+        manifest = _from_version_1(manifest)
     if not isinstance(manifest, dict) or not MANIFEST_TYPES.keys() <= manifest.keys():
         raise ExportError(f"{path}: a manifest has the keys {sorted(MANIFEST_TYPES)}")
     for key, wanted in MANIFEST_TYPES.items():
         if not isinstance(manifest[key], wanted):
             raise ExportError(f"{path}: {key} must be of type {wanted.__name__}")
-    for name, layer in manifest["low_rank"].items():
-        if not isinstance(layer, dict) or not layer.keys() >= LAYER_KEYS:
-            raise ExportError(f"{path}: layer {name!r} must have {sorted(LAYER_KEYS)}")
-        if not isinstance(layer["rank"], int) or layer["rank"] < 1:
-            raise ExportError(f"{path}: layer {name!r}: rank >= 1 must hold")
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise ExportError(
             f"{path}: schema version {SCHEMA_VERSION} is read here, "
             f"got {manifest['schema_version']}"
         )
+    for name, layer in manifest["layers"].items():
+        _check_layer(f"{path}: layer {name!r}", layer)
     return manifest
+
+
+def _from_version_1(manifest: dict[str, Any]) -> dict[str, Any]:
+    layers = manifest.pop("low_rank", None)
+    if isinstance(layers, dict):
+        layers = {
+            name: {"form": "low-rank", **layer} if isinstance(layer, dict) else layer
+            for name, layer in layers.items()
+        }
+    return manifest | {"schema_version": SCHEMA_VERSION, "layers": layers}
+
+
+def _check_layer(place: str, layer: Any) -> None:
+    if not isinstance(layer, dict) or layer.get("form") not in LAYER_SIZES:
+        raise ExportError(f"{place}: must have a form, one of {sorted(LAYER_SIZES)}")
+    sizes = LAYER_SIZES[layer["form"]]
+    if not layer.keys() >= {"in_features", "out_features", "bias", *sizes}:
+        wanted = sorted({"in_features", "out_features", "bias", *sizes})
+        raise ExportError(f"{place} must have {wanted}")
+    for size in sizes:
+        if not isinstance(layer[size], int) or layer[size] < 1:
+            raise ExportError(f"{place}: {size} >= 1 must hold")
 
 
 def num_stored_parameters(folder: Path | str) -> int:
@@ -169,17 +195,21 @@ def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, st
     return tensors, aliases
 
 
-def _low_rank_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    return {
-        name: {
-            "in_features": m.in_features,
-            "out_features": m.out_features,
-            "rank": m.rank,
-            "bias": m.up.bias is not None,
-        }
-        for name, m in model.named_modules(remove_duplicate=False)
-        if isinstance(m, LowRankLinear)
-    }
+def _small_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    bias: Tensor | None
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, LowRankLinear):
+            form: dict[str, Any] = {"form": "low-rank", "rank": module.rank}
+            bias = module.up.bias
+        elif isinstance(module, SlicedLinear):
+            form = {"form": "sliced", "num_in": module.num_in, "num_out": module.num_out}
+            bias = module.bias
+        else:
+            continue
+        width = {"in_features": module.in_features, "out_features": module.out_features}
+        found[name] = form | width | {"bias": bias is not None}
+    return found
 
 
 def _read_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
@@ -212,11 +242,11 @@ def _read_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def _restructure(model: nn.Module, low_rank: dict[str, dict[str, Any]]) -> nn.Module:
-    """Swap the named dense layers for empty low-rank ones."""
+def _restructure(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Module:
+    """Swap the named dense layers for empty small ones."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    made: dict[int, LowRankLinear] = {}
-    for name, layer in low_rank.items():
+    made: dict[int, nn.Module] = {}
+    for name, layer in layers.items():
         module = modules.get(name)
         if module is None or not is_matrix_layer(module):
             raise ExportError(f"layer {name!r} of the export does not exist in this model")
@@ -228,7 +258,9 @@ def _restructure(model: nn.Module, low_rank: dict[str, dict[str, Any]]) -> nn.Mo
                 f"{(shape.in_features, shape.out_features)} in this model"
             )
         if id(module) not in made:
-            made[id(module)] = LowRankLinear(*wanted, rank=layer["rank"], bias=layer["bias"])
+            sizes = {key: layer[key] for key in LAYER_SIZES[layer["form"]]}
+            small = LowRankLinear if layer["form"] == "low-rank" else SlicedLinear
+            made[id(module)] = small(*wanted, bias=layer["bias"], **sizes)
     return replace_layers(model, lambda _, module: made.get(id(module)))
 
 

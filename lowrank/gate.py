@@ -1,4 +1,9 @@
-"""Hard concrete gates (Louizos, Welling, Kingma 2018, arXiv 1712.01312).
+"""Gates: one multiplier per unit, and what it adds to the expected size.
+
+`Gate` is what layers and controllers know. `HardConcreteGate` is the stochastic gate of the
+paper; `lowrank.threshold` has the deterministic one, `lowrank.magnitude` the plain vector.
+
+Hard concrete (Louizos, Welling, Kingma 2018, arXiv 1712.01312).
 
     s = sigmoid((logit(u) + log_alpha) / beta),  u ~ U(0, 1)
     z = clamp(s (r - l) + l, 0, 1),              l < 0 < 1 < r
@@ -11,6 +16,7 @@ Gauss-Legendre quadrature gives to rounding.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -120,13 +126,53 @@ def _quadrature(config: GateConfig) -> tuple[tuple[float, ...], tuple[float, ...
     return tuple(shifts.tolist()), tuple((w / 2).tolist())
 
 
-class HardConcreteGate(nn.Module):
-    """One gate per rank-1 component.
+class Gate(nn.Module):
+    """One multiplier per unit of a layer.
+
+    Parameters stay float32 whatever dtype the model is moved to: expected sizes and saturated
+    gates do not survive rounding to half precision.
+    """
+
+    parameter: nn.Parameter
+    """Score per unit, float32 [num_gates]; the higher, the rather the unit stays."""
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """z, [num_gates], float32: the sample in training mode, `value` in evaluation mode."""
+
+    @abstractmethod
+    def value(self) -> Tensor:
+        """The multiplier to fold into the weights, float64 [num_gates], no gradient."""
+
+    @abstractmethod
+    def kept(self) -> Tensor:
+        """Expected fraction of each unit that is kept, with the gradient that the penalty needs;
+        float32 [num_gates], in [0, 1]."""
+
+    def begin_step(self, progress: float, generator: torch.Generator) -> None:
+        """Called before the first step and after every step, at the same point of one common
+        stream on all workers.
+
+        Args:
+            progress: Done part of the gated phase, in [0, 1].
+            generator: On the CPU; a gate draws what it needs.
+        """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gate:
+        def keep_float32(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            # from the original, not from the rounded copy
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_float32, recurse)
+
+
+class HardConcreteGate(Gate):
+    """Stochastic gates, one sample per step.
 
     In training mode the gate is the sample of the current noise; every use within a step, and
-    every worker, sees the same one, because the noise is set from outside, once per step
-    (`Pruner.step`). In evaluation mode it is E[z]. Parameters stay float32 whatever dtype the
-    model is moved to.
+    every worker, sees the same one, because the noise is drawn from outside, once per step
+    (`Pruner.step`). In evaluation mode it is E[z].
     """
 
     noise: Tensor
@@ -134,23 +180,27 @@ class HardConcreteGate(nn.Module):
     def __init__(self, num_gates: int, config: GateConfig) -> None:
         super().__init__()
         self.config = config
-        self.log_alpha = nn.Parameter(torch.full((num_gates,), config.init_log_alpha))
+        self.parameter = nn.Parameter(torch.full((num_gates,), config.init_log_alpha))
         self.register_buffer("noise", torch.full((num_gates,), 0.5), persistent=False)
 
+    @property
+    def log_alpha(self) -> nn.Parameter:
+        """The paper's name of the parameter."""
+        return self.parameter
+
     def forward(self) -> Tensor:
-        """z, [num_gates], float32."""
         if self.training:
-            return sample(self.log_alpha, self.noise, self.config)
-        return expected_value(self.log_alpha, self.config)
+            return sample(self.parameter, self.noise, self.config)
+        return expected_value(self.parameter, self.config)
 
-    def open_prob(self) -> Tensor:
-        """P(z > 0) with the gradient that the penalty needs, [num_gates], float32."""
-        return priced_open_probability(self.log_alpha, self.config)
+    def value(self) -> Tensor:
+        with torch.no_grad():
+            return expected_value(self.parameter.double(), self.config)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HardConcreteGate:
-        def keep_float32(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            # from the original, not from the rounded copy
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+    def kept(self) -> Tensor:
+        """P(z > 0)."""
+        return priced_open_probability(self.parameter, self.config)
 
-        return super()._apply(keep_float32, recurse)
+    def begin_step(self, progress: float, generator: torch.Generator) -> None:
+        uniform = torch.rand(self.noise.shape, generator=generator)
+        self.noise.copy_(uniform.clamp(NOISE_EPS, 1 - NOISE_EPS))

@@ -1,4 +1,4 @@
-"""The two forms of a factorized layer: gated while it is pruned, plain once it is compacted.
+"""The forms of a factorized layer: gated while it is pruned, plain once it is compacted.
 
 Weights follow nn.Linear, [out, in]. transformers' Conv1D stores the transpose; it is turned
 round on the way in and on the way out, and nowhere else.
@@ -6,6 +6,7 @@ round on the way in and on the way out, and nowhere else.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowrank.density import LayerShape
-from lowrank.factorize import factorize
-from lowrank.gate import GateConfig, HardConcreteGate, expected_value
+from lowrank.factorize import Factorization, bias_shift, factorize
+from lowrank.gate import Gate
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -58,26 +59,96 @@ class LowRankLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, rank={self.rank}"
 
 
-class GatedLinear(nn.Module):
-    """y = P diag(z) Q x + b (Wang et al. 2020, arXiv 1910.04732, eq. 4).
+class PrunedLayer(nn.Module):
+    """A layer whose units are being pruned: what stands for a dense layer until `compact`."""
 
-    Built from a dense layer by full-rank SVD. P is divided by E[z] at insertion, so that in
-    evaluation mode the new layer computes what the old one did, for any initial gate.
-    """
+    shape: LayerShape
+    bias: nn.Parameter | None
 
-    def __init__(self, dense: nn.Module, config: GateConfig) -> None:
+    def __init__(self, dense: nn.Module) -> None:
         super().__init__()
         self.shape = layer_shape(dense)
         self._dense_class = type(dense)
-        weight = dense_weight(dense)
-        factors = factorize(weight)
-        self.gate = HardConcreteGate(self.shape.full_rank, config).to(weight.device)
-        mean = expected_value(torch.tensor([config.init_log_alpha]).double(), config).item()
-        self.down = nn.Parameter(factors.down)
-        self.up = nn.Parameter(factors.up / mean)
         bias = dense.bias
         self.bias = bias if isinstance(bias, nn.Parameter) else None
+
+    @abstractmethod
+    def compact(self, keep: Tensor) -> nn.Module:
+        """The plain layer with the kept units.
+
+        Args:
+            keep: Mask of units, bool [num_units], at least one set.
+        """
+
+    def to_dense(self, weight: Tensor) -> nn.Module:
+        """A layer of the original class with this weight, [out_features, in_features]."""
+        shape, dense_class = self.shape, self._dense_class
+        device, dtype = next((p.device, p.dtype) for p in self.parameters() if p.ndim > 1)
+        # on the meta device, so that no initialization is drawn from the global generator
+        with torch.device("meta"):
+            if dense_class is nn.Linear:
+                dense: nn.Module = nn.Linear(
+                    shape.in_features, shape.out_features, bias=self.bias is not None, dtype=dtype
+                )
+            else:
+                dense = dense_class(shape.out_features, shape.in_features).to(dtype)
+                weight = weight.t()
+        dense = dense.to_empty(device=device)
+        with torch.no_grad():
+            assert isinstance(dense.weight, Tensor)
+            dense.weight.copy_(weight)
+            if self.bias is not None:
+                assert isinstance(dense.bias, Tensor)
+                dense.bias.copy_(self.bias)
+        return dense.train(self.training)
+
+
+class GatedLinear(PrunedLayer):
+    """y = P diag(z) Q x + b (Wang et al. 2020, arXiv 1910.04732, eq. 4).
+
+    P is divided by the gates' value at insertion, so that in evaluation mode the new layer
+    computes what its factors do, for any initial gate.
+
+    Args:
+        dense: The layer to stand for.
+        gate: One gate per component, not yet trained.
+        factors: Start of P and Q; by default the full-rank SVD of the weight.
+        mean: Mean input, [in_features]: what a removed component contributed on average moves
+            into the bias. None leaves the bias alone.
+    """
+
+    mean: Tensor | None
+    energy: Tensor
+    """Mean squared output of each component at the start, [num_components] float64."""
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        gate: Gate,
+        factors: Factorization | None = None,
+        mean: Tensor | None = None,
+    ) -> None:
+        super().__init__(dense)
+        weight = dense_weight(dense)
+        factors = factors or factorize(weight)
+        self.gate = gate.to(weight.device)
+        scale = self.gate.value().to(weight.device)
+        self.down = nn.Parameter(factors.down.to(weight))
+        self.up = nn.Parameter((factors.up.double() / scale).to(weight))
+        kept_mean = None if mean is None or self.bias is None else mean.to(weight.device).double()
+        self.register_buffer("mean", kept_mean, persistent=False)
+        self.energy = factors.energy
+        if self.bias is not None and kept_mean is not None:
+            with torch.no_grad():
+                left_out = weight.double() - factors.up.to(kept_mean) @ factors.down.to(kept_mean)
+                # a new one: another layer may hold the same bias
+                shifted = self.bias + bias_shift(left_out, kept_mean).to(self.bias)
+            self.bias = nn.Parameter(shifted, self.bias.requires_grad)
         self.train(dense.training)
+
+    @property
+    def num_components(self) -> int:
+        return len(self.down)
 
     def forward(self, x: Tensor) -> Tensor:
         """[*batch, in_features] -> [*batch, out_features]."""
@@ -85,22 +156,28 @@ class GatedLinear(nn.Module):
         return F.linear(hidden * self.gate().to(hidden.dtype), self.up, self.bias)
 
     def compact(self, keep: Tensor) -> nn.Module:
-        """The plain layer with the kept components, E[z] folded into P.
-
-        Args:
-            keep: Mask of components, bool [full_rank], at least one set.
+        """Gates folded into P.
 
         Returns:
             A `LowRankLinear`, or a dense layer of the original class where the factors would not
             be smaller than the matrix.
         """
         with torch.no_grad():
-            z = expected_value(self.gate.log_alpha.double(), self.gate.config)
-            up = (self.up.double() * z)[:, keep]
-            down = self.down.double()[keep]
+            up = self.up.double() * self.gate.value()
+            down = self.down.double()
+            removed = up[:, ~keep] @ down[~keep]
+            up, down = up[:, keep], down[keep]
+            small: nn.Module
             if int(keep.sum()) > self.shape.break_even_rank:
-                return self._to_dense(up @ down)
-            return self._to_low_rank(up, down)
+                small = self.to_dense(up @ down)
+            else:
+                small = self._to_low_rank(up, down)
+            if self.mean is not None:
+                # into the copy: this layer stays as it is
+                bias = small.up.bias if isinstance(small, LowRankLinear) else small.bias
+                assert isinstance(bias, Tensor)
+                bias.add_(bias_shift(removed, self.mean).to(bias))
+            return small
 
     def _to_low_rank(self, up: Tensor, down: Tensor) -> LowRankLinear:
         small = LowRankLinear(
@@ -108,30 +185,15 @@ class GatedLinear(nn.Module):
             self.shape.out_features,
             rank=len(down),
             bias=self.bias is not None,
-            device=self.up.device,
+            device="meta",
             dtype=self.up.dtype,
-        )
+        ).to_empty(device=self.up.device)
         small.down.weight.copy_(down)
         small.up.weight.copy_(up)
         if self.bias is not None:
             small.up.bias.copy_(self.bias)
         return small.train(self.training)
 
-    def _to_dense(self, weight: Tensor) -> nn.Module:
-        shape, dense_class = self.shape, self._dense_class
-        dense: nn.Module
-        if dense_class is nn.Linear:
-            dense = nn.Linear(shape.in_features, shape.out_features, bias=self.bias is not None)
-        else:
-            dense = dense_class(shape.out_features, shape.in_features)
-            weight = weight.t()
-        dense = dense.to(device=self.up.device, dtype=self.up.dtype)
-        assert isinstance(dense.weight, Tensor)
-        dense.weight.copy_(weight)
-        if self.bias is not None:
-            assert isinstance(dense.bias, Tensor)
-            dense.bias.copy_(self.bias)
-        return dense.train(self.training)
-
     def extra_repr(self) -> str:
-        return f"{self.shape.in_features}, {self.shape.out_features}, gates={self.shape.full_rank}"
+        shape = self.shape
+        return f"{shape.in_features}, {shape.out_features}, gates={self.num_components}"

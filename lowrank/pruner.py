@@ -1,8 +1,8 @@
 """The one object that a training loop talks to while a model is pruned.
 
-pruner = Pruner(model, FlopL0(density=0.3), include=["encoder.*"])
+pruner = Pruner(model, Adaptive(density=0.3), include=["encoder.*"], moments=moments)
 optimizer = torch.optim.AdamW(pruner.parameter_groups(learning_rate=1e-3))
-for batch in batches:
+for batch in batches:                    # pruner.method.gated_steps of them
     loss = pruner.model(**batch).loss + pruner.penalty()
     loss.backward(); optimizer.step(); optimizer.zero_grad(); pruner.step()
 small = pruner.finish()        # exact budget, plain modules; fine-tune it, then lowrank.save
@@ -12,102 +12,74 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowrank.density import LayerShape, check_density, expected_density
+from lowrank.currency import Currency
+from lowrank.density import LayerShape
 from lowrank.errors import LowRankError
-from lowrank.gate import NOISE_EPS, GateConfig
-from lowrank.lagrangian import AugmentedLagrangian
-from lowrank.linear import GatedLinear, layer_shape
-from lowrank.projection import Projection, floor_ranks, project
-from lowrank.schedule import linear_anneal
+from lowrank.linear import PrunedLayer, layer_shape
+from lowrank.methods.base import Method
+from lowrank.moments import InputMoments
+from lowrank.projection import Projection, floor_units
 from lowrank.surgery import find_layers, replace_layers
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FlopL0:
-    """Factorized L0 pruning (Wang et al. 2020, arXiv 1910.04732), gated phase."""
-
-    density: float
-    """Target, 0 < density <= 1, of the parameters of the matched matrices."""
-    anneal_steps: int = 200
-    """Steps over which the target falls from 1 to `density`, linearly."""
-    hold_steps: int = 60
-    """Steps at the final target."""
-    penalty_lr: float = 0.2
-    """Ascent rate of the multipliers."""
-    gate_lr: float | None = None
-    """Rate of log_alpha. Default 30 / (anneal + hold steps): Adam moves a parameter by about its
-    rate per step, and a gate has about 7 units from open to shut, so it can shut in a quarter of
-    the phase. At half that rate the multipliers wind up before the first gate moves, and the
-    density overshoots (docs/results/gates.md)."""
-    gate: GateConfig = field(default_factory=GateConfig)
-    min_rank: int = 1
-
-    def __post_init__(self) -> None:
-        check_density(self.density)
-        if self.anneal_steps < 0 or self.hold_steps < 0 or self.anneal_steps + self.hold_steps < 1:
-            raise LowRankError(
-                "anneal_steps >= 0, hold_steps >= 0 and their sum >= 1 must hold, "
-                f"got {self.anneal_steps} and {self.hold_steps}"
-            )
-        if self.gate_lr is not None and not self.gate_lr > 0:
-            raise LowRankError(f"gate_lr > 0 must hold, got {self.gate_lr}")
-        if self.min_rank < 1:
-            raise LowRankError(f"min_rank >= 1 must hold, got {self.min_rank}")
-
-    @property
-    def gated_steps(self) -> int:
-        return self.anneal_steps + self.hold_steps
-
-    @property
-    def resolved_gate_lr(self) -> float:
-        return self.gate_lr if self.gate_lr is not None else 30.0 / self.gated_steps
-
-
 class Pruner:
-    """Inserts gates, holds the density to its schedule, projects and compacts.
+    """Inserts a method's layers, drives them through the gated phase, projects and compacts.
 
-    The noise of every gate is a function of the seed and the step alone: all uses of a layer,
-    all micro-batches of an accumulated step and all data-parallel workers see one sample, and a
+    What a method draws is a function of the seed and the step alone: all uses of a layer, all
+    micro-batches of an accumulated step and all data-parallel workers see one sample, and a
     resumed run sees the one it would have seen.
 
     Args:
         model: Changed in place (`pruner.model` differs only if the model is itself a layer).
         method: Target and rates.
-        include: Patterns of the layers to factorize (see `find_layers`).
+        include: Patterns of the layers to prune (see `find_layers`).
         exclude: Patterns that win over `include`.
-        seed: Of the gate noise.
+        seed: Of everything the method draws.
+        moments: Inputs' moments of each layer, for methods that start from them.
+        currency: What the budget is counted in; parameters by default.
+
+    Raises:
+        SurgeryError: No layer matches.
+        DensityError: The density is below what the method's floors need.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        method: FlopL0,
+        method: Method,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         seed: int = 0,
+        moments: Mapping[str, InputMoments] | None = None,
+        currency: Currency | None = None,
     ) -> None:
-        self.method, self.seed, self.step_index = method, seed, 0
+        self.method, self.seed = method, seed
+        currency = currency or Currency()
         match = find_layers(model, include, exclude)
-        shapes = {name: layer_shape(layer) for name, layer in match.layers.items()}
+        self.shapes: dict[str, LayerShape] = {
+            name: layer_shape(layer) for name, layer in match.layers.items()
+        }
         # before any training: a target that no projection can meet is known already
-        floor_ranks(shapes, method.density, method.min_rank)
-        gated = {name: _gated(name, layer, method) for name, layer in match.layers.items()}
-        by_identity = {id(layer): gated[name] for name, layer in match.layers.items()}
+        costs = {name: currency.cost(name, method.cost(s)) for name, s in self.shapes.items()}
+        floor_units(costs, method.density, method.floors(self.shapes))
+        self.layers: dict[str, PrunedLayer] = {
+            name: _inserted(name, layer, method, (moments or {}).get(name))
+            for name, layer in match.layers.items()
+        }
+        self.control = method.control(self.layers, currency)
+        # last, so that a refusal leaves the model as it was
+        by_identity = {id(layer): self.layers[name] for name, layer in match.layers.items()}
         self.model = replace_layers(model, lambda _, module: by_identity.get(id(module)))
-        self.layers: dict[str, GatedLinear] = gated
-        self.shapes: dict[str, LayerShape] = shapes
-        self.lagrangian = AugmentedLagrangian(method.penalty_lr)
-        self._draw_noise()
-        logger.info("factorized %d layers, %d parameters", len(gated), self.num_dense)
+        self._begin_step()
+        logger.info("%d layers, %d parameters to prune", len(self.layers), self.num_dense)
 
     @property
     def num_dense(self) -> int:
@@ -115,29 +87,31 @@ class Pruner:
         return sum(shape.num_dense for shape in self.shapes.values())
 
     @property
+    def step_index(self) -> int:
+        return self.control.step_index
+
+    @property
     def target(self) -> float:
         """Scheduled density of the current step."""
-        return linear_anneal(self.step_index, 1.0, self.method.density, self.method.anneal_steps)
+        return self.control.target
 
     def expected_density(self) -> Tensor:
         """Scalar float32, differentiable in the gates; in [0, 1]."""
         self._check_not_finished()
-        # the penalty stays float32 when the caller's autocast region includes it
-        with torch.autocast(self._device.type, enabled=False):
-            open_prob = {name: layer.gate.open_prob() for name, layer in self.layers.items()}
-            return expected_density(open_prob, self.shapes)
+        return self.control.expected_density()
 
-    def penalty(self) -> Tensor:
+    def penalty(self) -> Tensor | float:
         """To be added to the loss, once per optimizer step (divide by the number of micro-batches
         when gradients are accumulated)."""
-        return self.lagrangian.penalty(self.expected_density(), self.target)
+        self._check_not_finished()
+        return self.control.penalty()
 
     def step(self) -> None:
-        """After the optimizer's step: multipliers ascend, the target moves on, gates redraw."""
-        with torch.no_grad():
-            self.lagrangian.ascend(float(self.expected_density()), self.target)
-        self.step_index += 1
-        self._draw_noise()
+        """After the optimizer's step: multipliers ascend or masks move, the target moves on, gates
+        redraw."""
+        self._check_not_finished()
+        self.control.end_step()
+        self._begin_step()
 
     def parameter_groups(
         self, learning_rate: float, weight_decay: float = 0.01
@@ -148,43 +122,36 @@ class Pruner:
         epsilon below the tiny gradient of a nearly saturated gate. Vectors (biases, norms) are
         not decayed either.
         """
-        gates = [layer.gate.log_alpha for layer in self.layers.values()]
-        known = {id(gate) for gate in gates}
+        gates = self.control.gate_parameters()
+        known = {id(gate) for gate in (*gates, *self.control.own_parameters)}
         rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in known]
-        return [
+        groups: list[dict[str, Any]] = [
             {
                 "params": [p for p in rest if p.ndim > 1],
                 "lr": learning_rate,
                 "weight_decay": weight_decay,
             },
             {"params": [p for p in rest if p.ndim <= 1], "lr": learning_rate, "weight_decay": 0.0},
-            {
-                "params": gates,
-                "lr": self.method.resolved_gate_lr,
-                "weight_decay": 0.0,
-                "eps": 1e-12,
-            },
         ]
+        if gates:
+            rate = self.control.gate_lr
+            groups.append({"params": gates, "lr": rate, "weight_decay": 0.0, "eps": 1e-12})
+        return groups
 
     def project(self) -> Projection:
-        """Which components stay, on the budget of the final target. Changes nothing."""
-        scores = {
-            name: layer.gate.log_alpha.detach().float().cpu() for name, layer in self.layers.items()
-        }
-        broken = [name for name, score in scores.items() if not torch.isfinite(score).all()]
-        if broken:
-            raise LowRankError(f"gates are not finite, training diverged: {', '.join(broken)}")
-        return project(scores, self.shapes, self.method.density, self.method.min_rank)
+        """Which units stay, on the budget of the final target. Changes nothing."""
+        self._check_not_finished()
+        return self.control.project()
 
     def finish(self, projection: Projection | None = None) -> nn.Module:
-        """Project and compact: the gated layers leave the model, plain ones take their place.
+        """Project and compact: the pruned layers leave the model, plain ones take their place.
 
         The parameters are new ones: build a new optimizer for what follows.
         """
         self._check_not_finished()
         projection = projection or self.project()
         small = {
-            id(layer): layer.compact(projection.keep[name].to(layer.up.device))
+            id(layer): layer.compact(projection.keep[name].to(_device(layer)))
             for name, layer in self.layers.items()
         }
         self.model = replace_layers(self.model, lambda _, module: small.get(id(module)))
@@ -192,37 +159,33 @@ class Pruner:
         return self.model
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Multipliers and step; factors and gates are in the model's own state."""
-        state = {f"lagrangian.{k}": v for k, v in self.lagrangian.state_dict().items()}
-        return state | {"step_index": torch.tensor(self.step_index)}
+        """Multipliers and step; factors, gates and masks are in the model's own state."""
+        return self.control.state_dict() | {"step_index": torch.tensor(self.step_index)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        prefix = "lagrangian."
-        self.lagrangian.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        )
-        self.step_index = int(state["step_index"])
-        self._draw_noise()
+        self.control.load_state_dict(state)
+        self.control.step_index = int(state["step_index"])
+        self._begin_step()
 
     def _check_not_finished(self) -> None:
         if not self.layers:
             raise LowRankError("the pruner is finished: its gates have left the model")
 
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self.layers.values())).up.device
-
-    def _draw_noise(self) -> None:
+    def _begin_step(self) -> None:
         digest = hashlib.sha256(f"gate-noise:{self.seed}:{self.step_index}".encode()).digest()
         # the CPU generator gives the same stream on every machine, a CUDA one does not
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        for layer in self.layers.values():
-            uniform = torch.rand(layer.gate.noise.shape, generator=generator)
-            layer.gate.noise.copy_(uniform.clamp(NOISE_EPS, 1 - NOISE_EPS))
+        self.control.begin_step(generator)
 
 
-def _gated(name: str, layer: nn.Module, method: FlopL0) -> GatedLinear:
+def _device(layer: nn.Module) -> torch.device:
+    return next(layer.parameters()).device
+
+
+def _inserted(
+    name: str, layer: nn.Module, method: Method, moments: InputMoments | None
+) -> PrunedLayer:
     try:
-        return GatedLinear(layer, method.gate)
+        return method.layer(layer, moments)
     except LowRankError as error:
         raise LowRankError(f"layer {name!r}: {error}") from error

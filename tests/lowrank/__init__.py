@@ -84,3 +84,32 @@ def scramble_gates(pruner: lowrank.Pruner, seed: int = 0, mean: float = 0.0) -> 
             for factor in (layer.down, layer.up):
                 noise = torch.randn(factor.shape, generator=generator)
                 factor.add_(0.05 * noise.to(factor.dtype))
+
+
+def batch(
+    rows: int = 8, width: int = 12, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """Inputs and targets for `mlp`, [rows, width] each."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, width, generator=generator, dtype=dtype)
+    return x, torch.randn(rows, width, generator=generator, dtype=dtype)
+
+
+def noises(pruner: lowrank.Pruner) -> Tensor:
+    """Of all hard concrete gates, end to end."""
+    return torch.cat([layer.gate.noise for layer in pruner.layers.values()])
+
+
+def violating(pruner: lowrank.Pruner) -> lowrank.Pruner:
+    """Multipliers off zero and gates half open: every part of the gradient counts."""
+    scramble_gates(pruner)
+    pruner.load_state_dict(
+        {
+            "lagrangian.lambda": torch.tensor([0.7, 3.0]),
+            "lagrangian.exp_avg": torch.tensor([0.1, 0.01]),
+            "lagrangian.exp_avg_sq": torch.tensor([0.01, 0.0001]),
+            "lagrangian.step": torch.tensor(5.0),
+            "step_index": torch.tensor(3),
+        }
+    )
+    return pruner

@@ -25,7 +25,7 @@ def global_batch(step):
 def train(rank, workers, wrap):
     """A few steps on this worker's shard; gradients of the last step, then the final state."""
     # global generators differ between workers, the gate noise must not
-    pruner = Pruner(mlp().double(), FlopL0(density=0.4, anneal_steps=2, hold_steps=2), seed=7)
+    pruner = Pruner(mlp().double(), FlopL0(density=0.4, gated_steps=4, anneal_fraction=0.5), seed=7)
     scramble_gates(pruner)
     torch.manual_seed(1000 + rank)
     model = wrap(pruner.model)

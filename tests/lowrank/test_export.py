@@ -9,7 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lowrank import ExportError, FlopL0, LowRankError, LowRankLinear, Pruner, load, save
+from lowrank import (
+    Agp,
+    ExportError,
+    FlopL0,
+    LowRankError,
+    LowRankLinear,
+    Pruner,
+    SlicedLinear,
+    load,
+    save,
+)
 from lowrank.counting import num_parameters
 from lowrank.export import MANIFEST, WEIGHTS, num_stored_parameters, read_manifest, sha256_of
 from tests.lowrank import mlp, scramble_gates, tiny_bert, tiny_gpt2, token_ids
@@ -106,13 +116,93 @@ def test_transformers_come_back_bit_for_bit(make, tmp_path):
 def test_a_dense_model_can_be_saved_too(tmp_path):
     dense = mlp(0)
     assert_same(load(mlp(1), save(dense, tmp_path)), dense)
-    assert read_manifest(tmp_path)["low_rank"] == {}
+    assert read_manifest(tmp_path)["layers"] == {}
 
 
 def test_a_model_that_is_one_layer_comes_back_as_another_object(tmp_path):
     small = pruned(nn.Linear(12, 12))
     assert isinstance(small, LowRankLinear)
     assert_same(load(nn.Linear(12, 12), save(small, tmp_path)), small)
+
+
+def test_an_export_of_version_1_is_still_read(saved):
+    small, folder = saved
+
+    def older(manifest):
+        layers = manifest.pop("layers")
+        manifest["low_rank"] = {
+            name: {key: layer[key] for key in ("in_features", "out_features", "rank", "bias")}
+            for name, layer in layers.items()
+        }
+        manifest["schema_version"] = 1
+
+    edit_manifest(folder, older)
+    assert set(json.loads((folder / MANIFEST).read_text())["low_rank"]) == {"2", "4"}
+    assert_same(load(mlp(9), folder), small)
+
+
+@pytest.fixture
+def sliced(tmp_path):
+    """Columns removed from all layers but one; and the folder."""
+    pruner = Pruner(mlp(0), Agp(density=0.5, granularity="column", gated_steps=1), exclude=["2"])
+    small = pruner.finish().eval()
+    return small, save(small, tmp_path / "model")
+
+
+def test_sliced_layers_come_back_with_their_indices(sliced):
+    small, folder = sliced
+    assert [type(small[k]) for k in (0, 2, 4)] == [SlicedLinear, nn.Linear, SlicedLinear]
+    loaded = load(mlp(9), folder)
+    assert_same(loaded, small)
+    assert loaded[0].kept_in.dtype == torch.int32
+    x = torch.randn(4, 12)
+    assert torch.equal(loaded(x), small(x))
+    assert num_stored_parameters(folder) == num_parameters(loaded) + 12  # the indices
+    assert read_manifest(folder)["layers"]["0"]["num_in"] == len(small[0].kept_in)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"form": "diced"}, r"must have a form, one of \['low-rank', 'sliced'\]"),
+        ({"form": "low-rank"}, r"must have .*'rank'"),
+        ({"num_out": 0}, "num_out >= 1 must hold"),
+        ({"num_out": 11}, r"missing: 0\.kept_out"),
+        ({"num_in": 12}, r"unexpected: 0\.kept_in"),
+        ({"num_in": 2}, r"of another shape: 0\.kept_in, 0\.weight"),
+    ],
+)
+def test_a_sliced_layer_of_another_form_or_size_is_refused(sliced, change, message):
+    _, folder = sliced
+    edit_manifest(folder, lambda manifest: manifest["layers"]["0"].update(change))
+    refuses(folder, message)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index + 12 - index[-1],  # one past the width
+        lambda index: index - 1 - index[0],
+        lambda index: index.flip(0),
+        lambda index: index[:1].expand(len(index)).contiguous(),
+    ],
+    ids=["too large", "negative", "falling", "repeated"],
+)
+@pytest.mark.parametrize(("granularity", "buffer"), [("column", "kept_in"), ("row", "kept_out")])
+def test_kept_features_that_the_layer_does_not_have_are_refused(
+    tmp_path, granularity, buffer, change
+):
+    method = Agp(density=0.5, granularity=granularity, gated_steps=1)
+    folder = save(Pruner(mlp(0), method).finish(), tmp_path / "model")
+    assert torch.equal(
+        getattr(load(mlp(1), folder)[4], buffer), load_file(folder / WEIGHTS)[f"4.{buffer}"]
+    )
+
+    def damage(tensors):
+        tensors[f"4.{buffer}"] = change(tensors[f"4.{buffer}"])
+
+    edit_weights(folder, damage)
+    refuses(folder, "layer '4' keeps features that it does not have")
 
 
 def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path):
@@ -175,7 +265,7 @@ def test_saving_changes_nothing_in_the_model(tmp_path):
 
 def test_a_model_with_gates_is_not_saved(tmp_path):
     pruner = Pruner(mlp(), FlopL0(density=0.5))
-    with pytest.raises(ExportError, match=r"^0\.gate: gates are still in the model"):
+    with pytest.raises(ExportError, match=r"^0: gates are still in the model"):
         save(pruner.model, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -310,7 +400,7 @@ def test_a_manifest_of_another_form_is_refused(saved, text):
     refuses(folder, f"{MANIFEST}: a manifest has the keys")
 
 
-@pytest.mark.parametrize("key", ["weights_sha256", "low_rank", "aliases", "tensors", "metadata"])
+@pytest.mark.parametrize("key", ["weights_sha256", "layers", "aliases", "tensors", "metadata"])
 def test_a_manifest_entry_of_the_wrong_type_is_named(saved, key):
     _, folder = saved
     edit_manifest(folder, lambda manifest: manifest.update({key: [1]}))
@@ -320,18 +410,18 @@ def test_a_manifest_entry_of_the_wrong_type_is_named(saved, key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m["low_rank"].update({"0": {"rank": 1}}), "layer '0' must have"),
-        (lambda m: m["low_rank"].update({"0": 3}), "layer '0' must have"),
-        (lambda m: m["low_rank"]["2"].update(rank=0), "layer '2': rank >= 1"),
-        (lambda m: m["low_rank"]["2"].update(rank="2"), "layer '2': rank >= 1"),
-        (lambda m: m["low_rank"]["2"].update(rank=4), "of another shape: 2.down.weight"),
-        (lambda m: m["low_rank"]["2"].update(bias=False), "unexpected: 2.up.bias"),
-        (lambda m: m["low_rank"].pop("2"), "missing: 2.bias, 2.weight; unexpected: 2.down.weight"),
-        (lambda m: m["low_rank"].update({"7": m["low_rank"]["2"]}), "layer '7' .* does not exist"),
-        (lambda m: m["low_rank"].update({"1": m["low_rank"]["2"]}), "layer '1' .* does not exist"),
+        (lambda m: m["layers"].update({"0": {"rank": 1}}), "layer '0': must have a form, one of"),
+        (lambda m: m["layers"].update({"0": 3}), "layer '0': must have a form, one of"),
+        (lambda m: m["layers"]["2"].update(rank=0), "layer '2': rank >= 1"),
+        (lambda m: m["layers"]["2"].update(rank="2"), "layer '2': rank >= 1"),
+        (lambda m: m["layers"]["2"].update(rank=4), "of another shape: 2.down.weight"),
+        (lambda m: m["layers"]["2"].update(bias=False), "unexpected: 2.up.bias"),
+        (lambda m: m["layers"].pop("2"), "missing: 2.bias, 2.weight; unexpected: 2.down.weight"),
+        (lambda m: m["layers"].update({"7": m["layers"]["2"]}), "layer '7' .* does not exist"),
+        (lambda m: m["layers"].update({"1": m["layers"]["2"]}), "layer '1' .* does not exist"),
         (lambda m: m["aliases"].update({"a": "b"}), "alias 'a' of a missing tensor 'b'"),
         (lambda m: m["aliases"].update({"a": "0.bias"}), "unexpected: a"),
-        (lambda m: m.update(schema_version=2), "schema version 1 is read here, got 2"),
+        (lambda m: m.update(schema_version=3), "schema version 2 is read here, got 3"),
     ],
 )
 def test_a_manifest_with_a_wrong_entry_is_refused(saved, change, message):

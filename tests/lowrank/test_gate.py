@@ -107,7 +107,7 @@ def test_the_initial_gate_has_the_stated_open_probability(config, prob):
         init_open_prob=prob,
     )
     gate = HardConcreteGate(5, config)
-    torch.testing.assert_close(gate.open_prob(), torch.full((5,), prob), atol=1e-6, rtol=0)
+    torch.testing.assert_close(gate.kept(), torch.full((5,), prob), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -223,16 +223,31 @@ def test_gates_stay_float32_bit_for_bit_when_the_model_is_cast(cast):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_does_not_touch_the_gates(training, dtype):
     gate = random_gate().train(training)
-    wanted_z, wanted_open = gate(), gate.open_prob()
+    wanted_z, wanted_kept = gate(), gate.kept()
     with torch.autocast("cpu", dtype=dtype):
-        z, open_prob = gate(), gate.open_prob()
-    assert z.dtype == open_prob.dtype == torch.float32
+        z, kept = gate(), gate.kept()
+    assert z.dtype == kept.dtype == torch.float32
     assert torch.equal(z, wanted_z)
-    assert torch.equal(open_prob, wanted_open)
+    assert torch.equal(kept, wanted_kept)
 
 
 def test_the_noise_is_not_part_of_the_saved_state():
-    assert list(random_gate().state_dict()) == ["log_alpha"]
+    assert list(random_gate().state_dict()) == ["parameter"]
+
+
+@configs
+def test_the_gradient_of_the_expected_count_is_its_slope_and_the_price(config):
+    gate = HardConcreteGate(len(LOG_ALPHAS), config)
+    with torch.no_grad():
+        gate.log_alpha.copy_(torch.tensor(LOG_ALPHAS))
+    gate.kept().sum().backward()
+    step = 1e-5
+    above, below = (
+        np.array([1 - threshold(0, value + shift, config) for value in LOG_ALPHAS])
+        for shift in (step, -step)
+    )
+    wanted = (above - below) / (2 * step) + config.price_floor
+    np.testing.assert_allclose(gate.log_alpha.grad.numpy(), wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_the_price_reaches_wide_open_gates():

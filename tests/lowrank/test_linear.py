@@ -7,7 +7,15 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lowrank import FlopL0, GateConfig, GatedLinear, LowRankError, LowRankLinear, Pruner
+from lowrank import (
+    FlopL0,
+    GateConfig,
+    GatedLinear,
+    HardConcreteGate,
+    LowRankError,
+    LowRankLinear,
+    Pruner,
+)
 from lowrank.gate import NOISE_EPS, expected_value
 from lowrank.linear import dense_weight, is_matrix_layer, layer_shape
 from tests.lowrank import relative_error, tiny_bert, tiny_gpt2, token_ids
@@ -41,9 +49,15 @@ def inputs(dtype=torch.float64, *batch):
     return torch.randn(*(batch or (7,)), IN, generator=generator, dtype=dtype)
 
 
+def gated_layer(dense, config=None):
+    """With a hard concrete gate per component."""
+    num_gates = min(dense_weight(dense).shape)
+    return GatedLinear(dense, HardConcreteGate(num_gates, config or GateConfig()))
+
+
 def trained(kind):
     """A gated layer whose gates and factors have moved, in evaluation mode, and its E[z]."""
-    gated = GatedLinear(make_layer(kind), GateConfig(temperature=2 / 3))
+    gated = gated_layer(make_layer(kind), GateConfig(temperature=2 / 3))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         gated.gate.log_alpha.copy_(2 * torch.randn(OUT, generator=generator))
@@ -61,7 +75,7 @@ def test_insertion_preserves_the_layer_in_evaluation(kind, temperature, prob):
     for dtype, tolerance in ((torch.float32, 2e-6), (torch.float64, 2e-6), (torch.bfloat16, 2e-2)):
         dense = make_layer(kind, dtype)
         x = inputs(dtype, 2, 3)
-        gated = GatedLinear(dense, config)
+        gated = gated_layer(dense, config)
         assert not gated.training
         assert gated(x).dtype == dtype
         assert gated(x).shape == (2, 3, OUT)
@@ -87,7 +101,7 @@ def test_insertion_disturbs_training_by_the_noise_of_the_gates(prob, least, most
     generator = torch.Generator().manual_seed(0)
     dense = make_layer("square")
     x = torch.randn(40, 96, generator=generator, dtype=torch.float64)
-    gated = GatedLinear(dense, GateConfig(init_open_prob=prob)).train()
+    gated = gated_layer(dense, GateConfig(init_open_prob=prob)).train()
     errors, draws = [], []
     for _ in range(400):
         gated.gate.noise.copy_(torch.rand(96, generator=generator).clamp(NOISE_EPS, 1 - NOISE_EPS))
@@ -102,7 +116,7 @@ def test_insertion_disturbs_training_by_the_noise_of_the_gates(prob, least, most
 @layers
 def test_every_parameter_gets_its_gradient_in_training(kind):
     dense = make_layer(kind)
-    gated = GatedLinear(dense, GateConfig(init_open_prob=0.6)).train()
+    gated = gated_layer(dense, GateConfig(init_open_prob=0.6)).train()
     gated.gate.noise.fill_(0.6)  # strictly between shut and open
     z = gated.gate().detach().double()
     assert ((z > 0) & (z < 1)).all()
@@ -175,7 +189,7 @@ def test_compaction_leaves_the_gated_layer_alone(kind):
 
 
 def test_compaction_in_bfloat16_rounds_once():
-    gated = GatedLinear(make_layer("linear", torch.bfloat16), GateConfig())
+    gated = gated_layer(make_layer("linear", torch.bfloat16))
     with torch.no_grad():
         gated.gate.log_alpha.copy_(torch.linspace(-1, 3, OUT))
     z = expected_value(gated.gate.log_alpha.detach().double(), gated.gate.config)
@@ -202,7 +216,7 @@ def test_other_layers_are_no_matrix_layers():
             return 2 * super().forward(x)
 
     others = [Scaled(3, 3), nn.Bilinear(2, 2, 2), nn.Conv1d(2, 2, 1), nn.Embedding(3, 3)]
-    others += [LowRankLinear(3, 3, 1), GatedLinear(nn.Linear(3, 3), GateConfig())]
+    others += [LowRankLinear(3, 3, 1), gated_layer(nn.Linear(3, 3))]
     assert not any(is_matrix_layer(layer) for layer in others)
 
 
@@ -218,7 +232,7 @@ def test_a_low_rank_layer_is_two_plain_products():
 
 
 def test_a_gated_layer_shows_its_gates():
-    assert f"{IN}, {OUT}, gates={OUT}" in repr(GatedLinear(make_layer("linear"), GateConfig()))
+    assert f"{IN}, {OUT}, gates={OUT}" in repr(gated_layer(make_layer("linear")))
 
 
 def test_a_weight_that_is_not_finite_is_refused():
@@ -226,4 +240,4 @@ def test_a_weight_that_is_not_finite_is_refused():
     with torch.no_grad():
         dense.weight[0, 0] = float("nan")
     with pytest.raises(LowRankError, match="not finite"):
-        GatedLinear(dense, GateConfig())
+        gated_layer(dense)

@@ -11,6 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lowrank import DensityError, LayerShape, LowRankError, project
+from lowrank.currency import ScaledCost, TableCost
+from lowrank.density import LinearCost
+from lowrank.projection import _take_by_threshold, _take_in_turn, floor_units
 
 # Oracles below work with plain (in, out) pairs and rationals, not with the library's counting.
 
@@ -207,3 +210,127 @@ def test_a_density_out_of_range_is_refused(density):
 def test_a_density_error_is_a_value_error_of_the_library():
     assert issubclass(DensityError, ValueError)
     assert issubclass(DensityError, LowRankError)
+
+
+# --- other costs than ranks in parameters
+
+
+def score_lists(draw, sizes, low=-3):
+    return [
+        torch.tensor(draw(st.lists(st.integers(low, 3).map(float), min_size=n, max_size=n)))
+        for n in sizes
+    ]
+
+
+@st.composite
+def tables(draw):
+    """A cost at every rank: anything that does not fall."""
+    steps = draw(st.lists(st.integers(0, 6), min_size=1, max_size=6))
+    steps[draw(st.integers(0, len(steps) - 1))] += 1
+    return TableCost(tuple(float(value) for value in itertools.accumulate([0, *steps])))
+
+
+@st.composite
+def linear_costs(draw):
+    cost = LinearCost(draw(st.integers(1, 9)), draw(st.integers(1, 7)))
+    return draw(st.sampled_from([cost, ScaledCost(cost, 0.25), ScaledCost(cost, 3.0)]))
+
+
+@st.composite
+def general_problems(draw, costs, low=-3):
+    """Scores, costs, density, floors, by name; the floors always fit."""
+    listed = draw(st.lists(costs, min_size=1, max_size=4))
+    named = {f"layer{number}": cost for number, cost in enumerate(listed)}
+    values = score_lists(draw, [cost.num_units for cost in listed], low)
+    floors = {name: draw(st.integers(0, 2)) for name in named}
+    needed = sum(cost.cost(min(floors[n], cost.num_units)) for n, cost in named.items())
+    total = sum(cost.dense_cost for cost in listed)
+    density = draw(st.integers(max(1, math.ceil(40 * needed / total)), 40)) / 40
+    return dict(zip(named, values, strict=True)), named, density, floors
+
+
+@given(problem=general_problems(st.one_of(tables(), linear_costs())))
+@settings(deadline=None, max_examples=200)
+def test_any_cost_is_held_to_the_budget_and_nothing_left_out_fits(problem):
+    scores, costs, density, floors = problem
+    result = project(*problem)
+    total = sum(cost.dense_cost for cost in costs.values())
+    spent = {name: costs[name].cost(rank) for name, rank in result.ranks.items()}
+    room = density * total - sum(spent.values())
+    assert room >= -1e-9
+    assert result.density == sum(spent.values()) / total
+    for name, cost in costs.items():
+        rank, mask = result.ranks[name], result.keep[name]
+        assert rank >= min(floors[name], cost.num_units)
+        if rank < cost.num_units:
+            assert cost.cost(rank + 1) - spent[name] > room - 1e-9
+        if 0 < rank < cost.num_units:
+            assert scores[name][mask].min() >= scores[name][~mask].max()
+
+
+@given(problem=general_problems(linear_costs()))
+@settings(deadline=None, max_examples=200)
+def test_the_threshold_chooses_what_one_unit_after_the_other_would(problem):
+    scores, costs, density, floors = problem
+    kept = floor_units(costs, density, floors)
+    fast = _take_by_threshold(scores, costs, density, kept)
+    slow = _take_in_turn(scores, costs, density, kept)
+    public = project(*problem).keep
+    for name in costs:
+        assert torch.equal(fast[name], slow[name])
+        assert torch.equal(fast[name], public[name])
+
+
+@given(problem=general_problems(st.integers(1, 5).map(lambda n: LinearCost(n, 3)), low=0))
+@settings(deadline=None, max_examples=150)
+def test_units_of_one_cost_keep_the_largest_total_of_scores(problem):
+    scores, costs, density, floors = problem
+    result = project(*problem)
+    best = -1.0
+    choices = [range(min(floors[n], c.num_units), c.num_units + 1) for n, c in costs.items()]
+    ordered = {name: score.sort(descending=True).values for name, score in scores.items()}
+    affordable = int(density * sum(cost.num_units for cost in costs.values()) + 1e-9)
+    for counts in itertools.product(*choices):
+        if sum(counts) <= affordable:
+            taken = zip(ordered.values(), counts, strict=True)
+            best = max(best, sum(float(score[:count].sum()) for score, count in taken))
+    assert sum(float(scores[name][mask].sum()) for name, mask in result.keep.items()) == best
+
+
+def test_a_table_whose_ends_are_those_of_a_line_is_no_line():
+    # the first unit costs 8 of 10, not 10 / 3
+    costs = {"a": TableCost((0.0, 8.0, 9.0, 10.0)), "b": LinearCost(10, 1)}
+    scores = {"a": torch.tensor([3.0, 3.0, 3.0]), "b": torch.arange(10).float() / 10}
+    result = project(scores, costs, 0.5, floors=0)
+    assert result.ranks == {"a": 3, "b": 0}
+    assert result.density == 0.5
+    result = project(scores, costs, 0.35, floors=0)
+    assert result.ranks == {"a": 0, "b": 7}
+
+
+def test_millions_of_weights_are_chosen_by_their_size():
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: torch.rand(1_000_000, generator=generator) for name in "ab"}
+    costs = dict.fromkeys("ab", LinearCost(1_000_000, 1))
+    keep = project(scores, costs, 0.25).keep
+    mask, values = torch.cat([keep["a"], keep["b"]]), torch.cat([scores["a"], scores["b"]])
+    assert int(mask.sum()) == 500_000
+    assert values[mask].min() >= values[~mask].max()
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.3, 0.7, 1 / 3])
+def test_a_budget_that_comes_out_even_is_used_up(factor):
+    # units that float32 would round, in either direction
+    costs = {"a": ScaledCost(LinearCost(10, 1), factor), "b": ScaledCost(LinearCost(6, 2), factor)}
+    scores = {"a": torch.ones(10), "b": torch.zeros(6)}
+    projection = project(scores, costs, 10 / 22 + 4 / 22)
+    assert projection.ranks == {"a": 10, "b": 2}
+    assert projection.density == pytest.approx(14 / 22, abs=1e-12)
+
+
+def test_floors_may_differ_from_layer_to_layer():
+    costs = {"a": LayerShape(10, 10), "b": LayerShape(10, 10)}
+    scores = {"a": torch.zeros(10), "b": torch.ones(10)}
+    assert project(scores, costs, 0.5, {"a": 3, "b": 1}).ranks == {"a": 3, "b": 2}
+    with pytest.raises(DensityError, match=r"density >= 0\.600000 must hold"):
+        project(scores, costs, 0.5, {"a": 3, "b": 3})

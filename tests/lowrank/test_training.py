@@ -30,7 +30,7 @@ def problem():
     return x, y, weights
 
 
-def run(density, penalty_lr, anneal_steps=200, hold_steps=100):
+def run(density, penalty_lr):
     """Prune a full-rank neighbour of the true model; returns (expected, loss, small)."""
     x, y, weights = problem()
     torch.manual_seed(1)
@@ -41,9 +41,7 @@ def run(density, penalty_lr, anneal_steps=200, hold_steps=100):
         for name, weight in zip(LAYERS, weights, strict=True):
             noise = 0.02 * torch.randn(weight.shape)
             model.get_submodule(name).weight.copy_(weight + noise)
-    method = FlopL0(
-        density=density, anneal_steps=anneal_steps, hold_steps=hold_steps, penalty_lr=penalty_lr
-    )
+    method = FlopL0(density=density, gated_steps=300, anneal_fraction=2 / 3, penalty_lr=penalty_lr)
     pruner = Pruner(model, method)
     optimizer = torch.optim.AdamW(pruner.parameter_groups(3e-3))
     for _ in range(method.gated_steps):

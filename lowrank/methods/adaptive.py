@@ -1,0 +1,216 @@
+"""The default method: ranks found by deterministic gates that meet the budget at every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.currency import Currency
+from lowrank.density import LayerShape, realized_density
+from lowrank.errors import LowRankError
+from lowrank.linear import GatedLinear, layer_shape
+from lowrank.magnitude import cubic_density
+from lowrank.methods.base import (
+    Control,
+    Method,
+    check_choice,
+    check_finite,
+    check_fraction,
+    fraction_floors,
+)
+from lowrank.methods.start import Start, StartKind, start_factors
+from lowrank.moments import InputMoments
+from lowrank.threshold import ThresholdGate, solve_threshold, tangent_gradients
+
+TEMPERATURES = (0.05, 0.01, 1e-5)
+"""At the start, when the target is reached, and at the end, in units of the scores, whose range is
+1. At first a fifth of a layer's components is neither open nor shut. A component that is half open
+counts half and serves nearly as well, so trained scores gather at the threshold; in the last part
+they rest, and T falls until their order alone decides."""
+SCORE_TRAVEL = 2.0
+"""Default rate of scores times gated steps: a score that always rises could cross the range
+twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(Method):
+    """Threshold gates from a truncated covariance start, on a cubic schedule of the density.
+
+    Nothing is sampled: training, evaluation and the projected model are one function. Scores start
+    so that untrained gates would prune all layers alike; training moves them apart where a layer's
+    components bring more loss per cost than others.
+    """
+
+    gated_steps: int = 260
+    anneal_fraction: float = 0.75
+    """Part of the gated steps over which the density falls to its target; in the rest gates
+    harden."""
+    gate_lr: float | None = None
+    """Rate of the scores; default 2 / gated steps. 0 leaves the ranks uniform."""
+    floor_fraction: float = 0.5
+    """Rank floor of each layer, of the rank that a uniform choice would give it."""
+    start: StartKind = "covariance"
+    start_excess: float = 2.0
+    """Rank at the start, of the rank that a uniform choice would give the layer; no more than the
+    break-even rank. What is cut at once is cheap to recover and makes every later step faster."""
+
+    def __post_init__(self) -> None:
+        Method.__post_init__(self)
+        if self.gated_steps < 1:
+            raise LowRankError(f"gated_steps >= 1 must hold, got {self.gated_steps}")
+        if not 0 <= self.anneal_fraction < 1:
+            # without steps in which gates harden the projection would cut what is in use
+            raise LowRankError(f"0 <= anneal_fraction < 1 must hold, got {self.anneal_fraction}")
+        if self.gate_lr is not None and not self.gate_lr >= 0:
+            raise LowRankError(f"gate_lr >= 0 must hold, got {self.gate_lr}")
+        if not 1 <= self.start_excess < math.inf:
+            raise LowRankError(f"start_excess >= 1 must hold, got {self.start_excess}")
+        check_choice("start", self.start, StartKind)
+        check_fraction("floor_fraction", self.floor_fraction)
+
+    @property
+    def needs_moments(self) -> bool:  # type: ignore[override]
+        return self.start == "covariance"
+
+    def layer(self, dense: nn.Module, moments: InputMoments | None) -> GatedLinear:
+        shape = layer_shape(dense)
+        most = shape.full_rank if self.density == 1 else shape.break_even_rank
+        uniform = self.density * shape.num_dense / shape.num_per_component
+        rank = max(self.min_rank, min(most, math.ceil(self.start_excess * uniform)))
+        rank = min(rank, shape.full_rank)
+        factors, mean = start_factors(dense, Start(kind=self.start), moments, rank)
+        return GatedLinear(dense, ThresholdGate(len(factors.down)), factors, mean)
+
+    def control(self, layers: dict[str, GatedLinear], currency: Currency) -> ThresholdControl:
+        return ThresholdControl(layers, self, currency)
+
+    def floors(self, shapes: Mapping[str, LayerShape]) -> dict[str, int]:
+        return fraction_floors(shapes, self.density, self.floor_fraction, self.min_rank)
+
+
+class ThresholdControl(Control[GatedLinear]):
+    """Solves for the threshold after every step, and trains the scores along the budget."""
+
+    method: Adaptive
+
+    def __init__(
+        self, layers: dict[str, GatedLinear], method: Adaptive, currency: Currency
+    ) -> None:
+        super().__init__(layers, method, currency)
+        self._unit_costs = {name: self.costs[name].unit_cost for name in layers}
+        self._dense = sum(cost.dense_cost for cost in self.costs.values())
+        every = {name: layer.num_components for name, layer in layers.items()}
+        self._start_density = realized_density(every, self.costs)
+        self._price = 0.0
+        rate = method.gate_lr if method.gate_lr is not None else SCORE_TRAVEL / method.gated_steps
+        # the scores' gradient is projected first, which no optimizer of the caller's would do
+        self._optimizer = torch.optim.Adam(self.score_parameters(), lr=rate, betas=(0.9, 0.99))
+
+    def score_parameters(self) -> list[nn.Parameter]:
+        return [gate.parameter for gate in self._gates.values()]
+
+    @property
+    def own_parameters(self) -> list[nn.Parameter]:
+        return self.score_parameters()
+
+    @property
+    def _gates(self) -> dict[str, ThresholdGate]:
+        return {name: _gate(layer) for name, layer in self.layers.items()}
+
+    @property
+    def hardening(self) -> bool:
+        """Whether scores rest and gates are driven to one side or the other."""
+        return self.progress >= self.method.anneal_fraction
+
+    @property
+    def temperature(self) -> float:
+        """T of the current step, geometric within each part of the gated steps."""
+        start, middle, end = TEMPERATURES
+        turn = self.method.anneal_fraction
+        if not self.hardening:
+            return start * (middle / start) ** (self.progress / turn)
+        return middle * (end / middle) ** ((self.progress - turn) / max(1e-9, 1 - turn))
+
+    @property
+    def target(self) -> float:
+        length = max(1.0, self.method.anneal_fraction * self.method.gated_steps)
+        fraction = cubic_density(self.step_index / length, 0.0)
+        final = self.method.density
+        return final + max(0.0, self._start_density - final) * fraction
+
+    def expected_density(self) -> Tensor:
+        with torch.no_grad():
+            kept = {name: float(gate.kept().sum()) for name, gate in self._gates.items()}
+        return torch.tensor(sum(self.costs[n].expected(k) for n, k in kept.items()) / self._dense)
+
+    def begin_step(self, generator: torch.Generator) -> None:
+        scores: dict[str, Tensor] = {n: g.parameter for n, g in self._gates.items()}
+        temperature = self.temperature
+        threshold = solve_threshold(scores, self.costs, self.target * self._dense, temperature)
+        for gate in self._gates.values():
+            gate.threshold, gate.temperature = threshold, temperature
+
+    def end_step(self) -> None:
+        if self.hardening:
+            self._optimizer.zero_grad(set_to_none=True)
+            super().end_step()
+            return
+        gates = {n: g for n, g in self._gates.items() if g.parameter.grad is not None}
+        gradients = {n: _gradient(gate) for n, gate in gates.items()}
+        slopes = {}
+        for name, gate in gates.items():
+            kept = gate.kept().detach()
+            slopes[name] = kept * (1 - kept) / gate.temperature
+        along, self._price = tangent_gradients(gradients, slopes, self._unit_costs)
+        for name, gate in gates.items():
+            gate.parameter.grad = along[name].to(gate.parameter)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        super().end_step()
+
+    def scores(self) -> dict[str, Tensor]:
+        scores = {n: g.parameter.detach().float().cpu() for n, g in self._gates.items()}
+        check_finite(scores)
+        return scores
+
+    def figures(self) -> dict[str, float]:
+        with torch.no_grad():
+            kept = torch.cat([gate.kept() for gate in self._gates.values()])
+        return {
+            # nats per unit of density
+            "lambda_linear": self._price * self._dense,
+            "undecided": float(((kept > 0.05) & (kept < 0.95)).float().mean()),
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        for number, parameter in enumerate(self.score_parameters()):
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                state[f"scores.{number}.{key}"] = value.clone()
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for number, parameter in enumerate(self.score_parameters()):
+            prefix = f"scores.{number}."
+            found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            self._optimizer.state.pop(parameter, None)
+            if found:
+                # moments live where their parameter does, Adam's step count stays on the CPU
+                self._optimizer.state[parameter] = {
+                    key: value.to("cpu" if key == "step" else parameter.device, copy=True)
+                    for key, value in found.items()
+                }
+
+
+def _gate(layer: GatedLinear) -> ThresholdGate:
+    assert isinstance(layer.gate, ThresholdGate)
+    return layer.gate
+
+
+def _gradient(gate: ThresholdGate) -> Tensor:
+    assert gate.parameter.grad is not None
+    return gate.parameter.grad.detach().double()
