@@ -91,6 +91,34 @@ def report(spec: SpecArgument, set_: SetOption) -> None:
 
 
 @app.command()
+def results(
+    spec: SpecArgument,
+    set_: SetOption,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="The page, such as docs/results/NAME.md; its plots go to docs/results/NAME/.",
+        ),
+    ],
+    task: TaskOption = None,
+) -> None:
+    """Write a results page of one task from MLflow's records: methods compared, with plots.
+
+    Tables of quality, paired differences, cost, tuning and gates, and the plots that go with
+    them. The campaign need not be finished (the page says what is missing), and its folder may be
+    gone: MLflow is all that is read. Give the options of `lowrank run` again, for the spec decides
+    which runs belong to the page.
+
+    Text between the lines <!-- notes --> and <!-- /notes --> of the page is yours: it stays when
+    the page is written again. A file without such a block is never replaced.
+    """
+    from jobs.commands import results as command
+
+    _exit(command, spec, set_, task, out)
+
+
+@app.command()
 def promote(
     spec: SpecArgument,
     set_: SetOption,

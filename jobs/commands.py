@@ -23,22 +23,23 @@ def say(text: str) -> None:
 
 def validate(path: Path, overrides: Sequence[str]) -> int:
     """Read the spec; list tasks and trials."""
-    from orchestrator.search import plan_trials
+    from orchestrator.search import expected_trials, plan_trials
 
     spec = load_spec(path, overrides)
     say(f"{path}: campaign {spec.name!r}, seed {spec.seed}, results under {spec.storage}")
     for task in spec.tasks:
         resources = spec.resources_of(task)
-        plans = plan_trials(spec, task, data_hash="")
+        plans, expected = plan_trials(spec, task, data_hash=""), expected_trials(spec, task)
         method = spec.method_of(task)
-        steps = method.anneal_steps + method.hold_steps + method.finetune_steps
         say(
-            f"  {task.name} ({task.kind}): dense {task.dense.steps} steps; {len(plans)} trials "
-            f"of {steps} steps on {resources.workers} worker(s), "
+            f"  {task.name} ({task.kind}): dense {task.dense.steps} steps; {expected} trials "
+            f"of {method.steps} steps on {resources.workers} worker(s), "
             f"{resources.concurrent_trials} side by side"
         )
         for plan in plans:
             say(f"    {plan.name}")
+        if expected > len(plans):
+            say(f"    and {expected - len(plans)} more with the values of the best of these")
     return 0
 
 
@@ -75,6 +76,27 @@ def report(path: Path, overrides: Sequence[str]) -> int:
     result = CampaignResult.load(layout.result)
     _tables(result)
     say(f"report   {write_report(result, layout.report)}")
+    return 0
+
+
+def results(path: Path, overrides: Sequence[str], task_name: str | None, out: Path) -> int:
+    """A page in Markdown with its plots, from the records in MLflow."""
+    from datetime import UTC, datetime
+
+    from orchestrator.results import Asked, read_notes, read_results, write_results
+    from orchestrator.tracking import RunReader, default_tracking_uri
+
+    spec = load_spec(path, overrides)
+    task = _task(spec, task_name)
+    if out.suffix != ".md":
+        raise CampaignError(f"--out must name a file that ends in .md, got {out}")
+    read_notes(out)  # a file that may not be replaced is told of before the records are read
+    reader = RunReader(spec.tracking.uri or default_tracking_uri(spec.storage), spec.name)
+    found = read_results(reader, spec, task)
+    asked = Asked(spec=path, overrides=overrides, task=task_name, out=out)
+    page = write_results(found, asked, datetime.now(UTC).date())
+    missing = len(found.missing) + found.to_come
+    say(f"{page}: {len(found.finished)} trials, {missing} missing")
     return 0
 
 

@@ -22,14 +22,14 @@ from typing import Any
 
 from orchestrator import cluster
 from orchestrator.campaign_state import AnyTask, Site, TaskState
-from orchestrator.conclusion import conclude
+from orchestrator.conclusion import conclude, hardware
 from orchestrator.data.prepare import PreparedData, describe, prepare_data
 from orchestrator.errors import CampaignError
 from orchestrator.layout import Layout
 from orchestrator.models import build_model, resolve_pretrained
 from orchestrator.progress import Progress
 from orchestrator.records import CampaignResult
-from orchestrator.search import plan_trials
+from orchestrator.search import expected_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec
 from orchestrator.tracking import RunWriter, Tracking, default_tracking_uri
@@ -91,7 +91,9 @@ class Campaign:
 
     def _stages(self, stack: ExitStack) -> CampaignResult:
         states = [self._prepare(task) for task in self.spec.tasks]
-        self.progress.total_models = sum(1 + len(state.plans) for state in states)
+        self.progress.total_models = sum(
+            1 + expected_trials(self.spec, task) for task in self.spec.tasks
+        )
         self.progress.line("starting Ray")
         site = Site(
             spec=self.spec,
@@ -101,6 +103,8 @@ class Campaign:
             available=stack.enter_context(cluster.ray_session()),
         )
         for state in states:
+            setting = {"data": state.data.info, "hardware": hardware(site.available)}
+            RunWriter(self.tracking_uri, state.run_id).setting(setting)
             cluster.check_fits(self.spec.resources_of(state.task), site.available, state.task.name)
         for state in states:
             TrainingStage(site).run(state)
@@ -131,12 +135,7 @@ class Campaign:
             dump_spec(self.spec, redact=True),
             {"spec_hash": self.spec.digest(), "kind": task.kind},
         )
-        return TaskState(
-            task=task,
-            data=data,
-            plans=plan_trials(self.spec, task, data.content_hash),
-            run_id=run_id,
-        )
+        return TaskState(task=task, data=data, run_id=run_id)
 
     def _check_model(self, task: AnyTask, data: PreparedData) -> None:
         """A model that cannot be built, or patterns that match nothing, stop the campaign here."""
@@ -178,7 +177,9 @@ class Campaign:
             )
             record = replace(record, speed=rows)
             assert record.mlflow_run_id is not None
-            RunWriter(self.tracking_uri, record.mlflow_run_id).speed(rows)
+            writer = RunWriter(self.tracking_uri, record.mlflow_run_id)
+            writer.speed(rows)
+            writer.record_file(record)
             record.save(self.layout.record(record.key))
             state.trials[index] = record
 

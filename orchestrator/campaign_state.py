@@ -22,9 +22,10 @@ class TaskState:
 
     task: AnyTask
     data: PreparedData
-    plans: list[TrialPlan]
     run_id: str
     """The task's parent run."""
+    plans: list[TrialPlan] = field(default_factory=list)
+    """As far as they are known: what is best among them decides what follows."""
     dense: ModelRecord | None = None
     trials: list[ModelRecord] = field(default_factory=list)
     failed: list[FailedTrial] = field(default_factory=list)

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.prepare import describe, prepare_data
+from orchestrator.export_model import with_densities
+from orchestrator.job import Job
 from orchestrator.layout import Layout, storage_error
 from orchestrator.models import resolve_pretrained
 from orchestrator.progress import Progress
 from orchestrator.records import RECORD, ModelRecord
 from orchestrator.search import dense_key, trial_key
 from orchestrator.spec import CampaignSpec, Classification, LanguageModelling
-from orchestrator.train_loop import Job, run_job, with_densities
+from orchestrator.train_loop import run_job
 from orchestrator.workers import LocalWorkers
 
 

@@ -45,7 +45,7 @@ def conclude(
         started=started.isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
         tasks=tasks,
-        hardware=_hardware(site.available),
+        hardware=hardware(site.available),
     )
     campaign.save(site.layout.result)
     write_report(campaign, site.layout.report)
@@ -103,7 +103,8 @@ def _publish(site: Site, states: list[TaskState], campaign: CampaignResult) -> N
                 )
 
 
-def _hardware(available: dict[str, Any]) -> dict[str, Any]:
+def hardware(available: dict[str, Any]) -> dict[str, Any]:
+    """The driver's machine, and what the cluster has in all; no names."""
     import torch
 
     from lowrank.bench import fingerprint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowrank.models import STATEFUL_TYPES, register
 from orchestrator.data.prepare import PreparedData
 from orchestrator.errors import ModelError
 from orchestrator.spec import Classification, LanguageModelling, ModelSpec
@@ -56,6 +58,25 @@ def auto_class_of(task: LanguageModelling | Classification) -> str:
     return "AutoModelForSequenceClassification"
 
 
+def carries_state(model: ModelSpec) -> bool:
+    """Whether the model takes a `state` and returns the next one, so that it reads a text in
+    pieces; a model that cannot be found does not, and fails where it is built."""
+    if model.type is not None:
+        return model.type in STATEFUL_TYPES
+    return _pretrained_type(resolve_pretrained(model)) in STATEFUL_TYPES
+
+
+@functools.cache
+def _pretrained_type(source: str) -> str | None:
+    import transformers
+
+    try:
+        config, _ = transformers.PreTrainedConfig.get_config_dict(source)
+    except (OSError, ValueError):
+        return None
+    return config.get("model_type")
+
+
 def build_model(
     task: LanguageModelling | Classification, data: PreparedData, seed: int
 ) -> nn.Module:
@@ -66,12 +87,13 @@ def build_model(
     """
     import transformers
 
+    register()
     torch.manual_seed(seed)
     auto = getattr(transformers, auto_class_of(task))
     if task.model.pretrained is not None:
         model = _load_pretrained(auto, task, data)
     else:
-        model = auto.from_config(build_config(task, data))
+        model = _from_config(auto, task, data)
     return model.float()
 
 
@@ -79,8 +101,9 @@ def build_config(task: LanguageModelling | Classification, data: PreparedData) -
     """The transformers config of a task whose model is given by `type`."""
     import transformers
 
+    register()
     spec = task.model
-    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    known = list(transformers.models.auto.configuration_auto.CONFIG_MAPPING)
     if spec.type not in known:
         close = difflib.get_close_matches(str(spec.type), known, n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
@@ -96,6 +119,17 @@ def build_config(task: LanguageModelling | Classification, data: PreparedData) -
         return transformers.AutoConfig.for_model(spec.type, **fields)
     except Exception as error:  # transformers raises many kinds
         raise ModelError(f"model.config: {spec.type} refuses {spec.config}: {error}") from error
+
+
+def _from_config(
+    auto: Any, task: LanguageModelling | Classification, data: PreparedData
+) -> nn.Module:
+    config = build_config(task, data)
+    if type(config) not in auto._model_mapping:
+        raise ModelError(
+            f"model.type: {task.model.type} has no {auto.__name__}, which a {task.kind} task needs"
+        )
+    return auto.from_config(config)
 
 
 def _data_fields(task: LanguageModelling | Classification, data: PreparedData) -> dict[str, Any]:

@@ -32,8 +32,8 @@ def evaluate_artifact(
     """Test metrics and size of an exported model, from its files alone."""
     from lowrank.hf import load_pretrained
     from orchestrator.data.prepare import PreparedData
+    from orchestrator.export_model import recount
     from orchestrator.tasks import make_task
-    from orchestrator.train_loop import recount
     from orchestrator.training import evaluate
     from orchestrator.workers import LocalWorkers
 

@@ -93,7 +93,7 @@ class CurvePoint:
 
     step: int
     phase: str
-    """`dense`, `anneal`, `hold` or `finetune`."""
+    """`dense`, `anneal`, `hold`, `finetune` or `from-scratch`."""
     seconds: float
     """Since the first step of this model's training."""
     train_loss: float | None = None
@@ -105,6 +105,10 @@ class CurvePoint:
     target_density: float | None = None
     lambda_linear: float | None = None
     lambda_quadratic: float | None = None
+    undecided: float | None = None
+    """Part of the gates that are neither open nor shut."""
+    extras: dict[str, float] = field(default_factory=dict)
+    """What else a method follows, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +140,8 @@ class ModelRecord:
     mlflow_run_id: str | None = None
     model_uri: str | None = None
     """Of the logged MLflow model."""
+    method_name: str = ""
+    """Which of the campaign's methods; empty for a dense reference."""
 
     @property
     def quality(self) -> float:
@@ -193,6 +199,8 @@ class FailedTrial:
     task: str
     config: dict[str, Any]
     reason: str
+    method_name: str = ""
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

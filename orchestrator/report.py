@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orchestrator import wording
+from orchestrator.naming import TrialNames
 from orchestrator.pareto import largest_batch
 from orchestrator.records import CampaignResult, Densities, ModelRecord, Speed, TaskResult
 from orchestrator.report_curves import (
@@ -20,6 +21,7 @@ from orchestrator.report_curves import (
     phases,
     rank_figure_size,
 )
+from orchestrator.report_methods import methods_view
 from orchestrator.report_plots import draw_density_quality, draw_front, write_front_figure
 from orchestrator.report_svg import MAX_CURVES, PALETTE, Draw, as_svg
 from orchestrator.report_trials import chosen_trial, outcome, trial_table
@@ -82,21 +84,22 @@ def _campaign_view(result: CampaignResult) -> dict[str, Any]:
 
 
 def _task_view(task: TaskResult, salt: str) -> dict[str, Any]:
-    shown = shown_trials(task)
+    shown, names = shown_trials(task), TrialNames.of([*task.trials, *task.failed])
     return {
         "id": salt,
         "task": task,
         "outcome": outcome(task),
-        "summary": _summary(task),
+        "summary": _summary(task, names),
         "figures": _figures(task, salt),
+        "methods": methods_view(task, f"{salt}-methods"),
         "curves": _curves(task, shown, salt),
-        "legend": _legend(task, shown),
+        "legend": _legend(task, shown, names),
         "ranks": _ranks(task, shown, salt),
         "checks": _checks(task),
-        "speed": _speed(task, shown),
-        "projections": _projections(task, shown),
+        "speed": _speed(task, shown, names),
+        "projections": _projections(task, shown, names),
         "table": trial_table(task),
-        "failed": [(wording.trial_name(f.config), f) for f in task.failed],
+        "failed": [(names.full(f), f) for f in task.failed],
     }
 
 
@@ -112,14 +115,14 @@ def shown_trials(task: TaskResult) -> list[ModelRecord]:
     return sorted(task.trials, key=order)[:MAX_CURVES]
 
 
-def _summary(task: TaskResult) -> dict[str, Any] | None:
+def _summary(task: TaskResult, names: TrialNames) -> dict[str, Any] | None:
     """The chosen model against dense, for the tiles and the table over all tasks."""
     chosen, dense = chosen_trial(task), task.dense
     if chosen is None:
         return None
     batch = largest_batch([chosen])
     return {
-        "name": wording.trial_name(chosen.config),
+        "name": names.full(chosen),
         "key": chosen.key,
         "quality": chosen.quality,
         "drop": wording.against_dense(chosen.metric.drop(dense.quality, chosen.quality)),
@@ -148,7 +151,9 @@ def _figures(task: TaskResult, salt: str) -> dict[str, str]:
             partial(draw_front, task=task), f"{salt}-front", f"Pareto front of {task.task}"
         )
     }
-    if any("density" in trial.config for trial in task.trials):
+    # several methods have a plot of their own, and no common setting to colour by
+    one_method = len({trial.method_name for trial in task.trials}) == 1
+    if one_method and any("density" in trial.config for trial in task.trials):
         label = f"Quality of {task.task} over density"
         figures["density"] = _figure(
             partial(draw_density_quality, task=task), f"{salt}-density", label
@@ -171,9 +176,9 @@ def _curves(task: TaskResult, shown: Sequence[ModelRecord], salt: str) -> list[d
     ]
 
 
-def _legend(task: TaskResult, shown: Sequence[ModelRecord]) -> dict[str, Any]:
+def _legend(task: TaskResult, shown: Sequence[ModelRecord], names: TrialNames) -> dict[str, Any]:
     entries = [
-        (colour, wording.trial_name(trial.config), trial.key == task.choice.key)
+        (colour, names.full(trial), trial.key == task.choice.key)
         for trial, colour in zip(shown, PALETTE, strict=False)
     ]
     bands = {tuple(phases(trial.curve)) for trial in shown}
@@ -212,9 +217,9 @@ def _judged(check: dict[str, Any]) -> str:
         return wording.number(value)
 
 
-def _speed(task: TaskResult, shown: Sequence[ModelRecord]) -> dict[str, Any]:
+def _speed(task: TaskResult, shown: Sequence[ModelRecord], names: TrialNames) -> dict[str, Any]:
     rows = [
-        (wording.trial_name(trial.config) if first else "", trial.key == task.choice.key, row)
+        (names.full(trial) if first else "", trial.key == task.choice.key, row)
         for trial in shown
         for first, row in _first_marked(trial.speed)
     ]
@@ -227,10 +232,12 @@ def _first_marked(rows: Sequence[Speed]) -> list[tuple[bool, Speed]]:
     return [(index == 0, row) for index, row in enumerate(ordered)]
 
 
-def _projections(task: TaskResult, shown: Sequence[ModelRecord]) -> list[dict[str, Any]]:
+def _projections(
+    task: TaskResult, shown: Sequence[ModelRecord], names: TrialNames
+) -> list[dict[str, Any]]:
     return [
         {
-            "name": wording.trial_name(trial.config),
+            "name": names.full(trial),
             "before": trial.projection.get("validation_before", math.nan),
             "after": trial.projection.get("validation_after", math.nan),
             "final": trial.quality,

@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from orchestrator.naming import TrialNames
 from orchestrator.records import CurvePoint, ModelRecord, TaskResult
 from orchestrator.report_plots import better
 from orchestrator.report_svg import CHOSEN, DENSE, PALETTE, Tips
-from orchestrator.wording import metric_name, short
+from orchestrator.wording import metric_name
 
 MAX_POINTS = 300
 """Per line; more cannot be told apart at the width of a column."""
@@ -154,7 +155,8 @@ def draw_ranks(figure: Figure, task: TaskResult, shown: Sequence[ModelRecord]) -
             size=size, color=ink, ha="center", va="center",
         )  # fmt: skip
     axes.set_xticks(np.arange(len(layers)) + 0.5, layers, rotation=90, size=7.5)
-    axes.set_yticks(np.arange(len(shown)) + 0.5, [_short_name(trial) for trial in shown])
+    names = TrialNames.of(task.trials)
+    axes.set_yticks(np.arange(len(shown)) + 0.5, [names.brief(trial) for trial in shown])
     for label, trial in zip(axes.get_yticklabels(), shown, strict=True):
         if trial.key == task.choice.key:
             label.set(color=CHOSEN, weight="bold")
@@ -217,11 +219,6 @@ def _without_common_prefix(names: list[str]) -> list[str]:
     ):
         common += 1
     return [".".join(p[common:]) for p in parts]
-
-
-def _short_name(trial: ModelRecord) -> str:
-    settings = [short(trial.config[k]) for k in ("density", "penalty_lr") if k in trial.config]
-    return " / ".join(settings) or trial.key[:8]
 
 
 def _blues() -> Colormap:

@@ -13,6 +13,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from orchestrator.naming import TrialNames
 from orchestrator.pareto import largest_batch, loss_values, pareto_front
 from orchestrator.records import ModelRecord, TaskResult
 from orchestrator.report_svg import (
@@ -34,7 +35,6 @@ from orchestrator.wording import (
     plural,
     ratio,
     short,
-    trial_name,
 )
 
 MAX_LABELS = 12
@@ -51,7 +51,7 @@ def draw_front(figure: Figure, task: TaskResult) -> Tips:
     axes, dense, batch = figure.add_subplot(), task.dense, largest_batch(task.trials)
     shown = [trial for trial in task.trials if math.isfinite(trial.quality)]
     _limit_quality(axes, task, shown)
-    _dense_line(axes, task)
+    dense_line(axes, task)
     _dense_star(axes, dense.size.num_parameters, dense)
     _limit_size(axes, task)
     tips = _front_marks(axes, task, shown, _speed_colours(figure, axes, shown, batch))
@@ -75,7 +75,7 @@ def _front_marks(
     colour: Callable[[ModelRecord], Any],
 ) -> Tips:
     """Grey marks first, so that the front lies on top of them."""
-    tips, batch = {}, largest_batch(task.trials)
+    tips, batch, names = {}, largest_batch(task.trials), TrialNames.of(task.trials)
     for index, trial in enumerate(sorted(shown, key=lambda t: t.key in task.choice.front)):
         on_front = trial.key in task.choice.front
         y, marker = _inside(axes, trial.quality)
@@ -91,7 +91,7 @@ def _front_marks(
             gid=mark,
             zorder=4 if on_front else 3,
         )
-        tips[mark] = tooltip(trial, task, batch)
+        tips[mark] = tooltip(trial, task, batch, names)
     return tips
 
 
@@ -151,15 +151,15 @@ def draw_density_quality(figure: Figure, task: TaskResult) -> Tips:
     axes = figure.add_subplot()
     shown = [t for t in task.trials if "density" in t.config and math.isfinite(t.quality)]
     _limit_quality(axes, task, shown)
-    _dense_line(axes, task)
+    dense_line(axes, task)
     _dense_star(axes, 1.0, task.dense)
     colour = _rate_colours(figure, axes, shown)
-    tips = {}
+    tips, names = {}, TrialNames.of(task.trials)
     for index, trial in enumerate(shown):
         y, marker = _inside(axes, trial.quality)
         mark = f"density-{index}"
         axes.plot(trial.target_density, y, marker, ms=7, color=colour(trial), mec="white", gid=mark)
-        tips[mark] = tooltip(trial, task, largest_batch(task.trials))
+        tips[mark] = tooltip(trial, task, largest_batch(task.trials), names)
     _ring(axes, task, lambda trial: trial.target_density)
     axes.set_xlabel("target density of the prunable matrices")
     axes.set_ylabel(quality_label(task.dense))
@@ -194,7 +194,8 @@ def _rate_colours(
 
 
 def _rate(trial: ModelRecord) -> float:
-    return float(trial.config.get("penalty_lr", math.nan))
+    rate = trial.config.get("penalty_lr")
+    return math.nan if rate is None else float(rate)
 
 
 # --------------------------------------------------------------------------- shared
@@ -210,12 +211,12 @@ def better(dense: ModelRecord) -> str:
     return "higher" if dense.metric.higher_is_better else "lower"
 
 
-def tooltip(trial: ModelRecord, task: TaskResult, batch: int | None) -> str:
+def tooltip(trial: ModelRecord, task: TaskResult, batch: int | None, names: TrialNames) -> str:
     """One trial in one line."""
     drop = against_dense(trial.metric.drop(task.dense.quality, trial.quality))
     share = percent(trial.size.num_parameters / task.dense.size.num_parameters)
     parts = [
-        f"{trial_name(trial.config)} ({trial.key[:8]})",
+        f"{names.full(trial)} ({trial.key[:8]})",
         f"{number(trial.quality)} ({drop})",
         f"{count(trial.size.num_parameters)} parameters ({share})",
     ]
@@ -224,7 +225,7 @@ def tooltip(trial: ModelRecord, task: TaskResult, batch: int | None) -> str:
     return "; ".join(parts)
 
 
-def _dense_line(axes: Axes, task: TaskResult) -> None:
+def dense_line(axes: Axes, task: TaskResult) -> None:
     axes.axhline(task.dense.quality, color=DENSE, lw=1, ls=(0, (5, 3)), zorder=1)
     axes.annotate(
         f"dense {number(task.dense.quality)}",

@@ -6,7 +6,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.records import Densities, ModelRecord, TaskResult
+from orchestrator.naming import USUAL, TrialNames
+from orchestrator.records import Densities, FailedTrial, ModelRecord, TaskResult
 from orchestrator.report_trials import measured_batches, outcome, status_of
 from orchestrator.wording import count, metric_name, number, percent, ratio, short
 
@@ -22,8 +23,10 @@ def terminal_table(task_result: TaskResult) -> Table:
     task, batches = task_result, measured_batches(task_result)
     table = Table(title=escape(_title(task)), title_justify="left", caption=_caption(task))
     table.add_column("")
-    for heading in ("density", "penalty_lr"):
-        table.add_column(heading, justify="right")
+    names = TrialNames.of([*task.trials, *task.failed])
+    headings = _setting_headings(names)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "method" else "right")
     table.add_column(escape(metric_name(task.dense.metric.name)), justify="right")
     for heading in ("drop", "parameters", "of dense"):
         table.add_column(heading, justify="right")
@@ -32,14 +35,15 @@ def terminal_table(task_result: TaskResult) -> Table:
     table.add_column("")
     dense = task.dense
     table.add_row(
-        "", "1", "", number(dense.quality), "", count(dense.size.num_parameters), "100.0%",
+        "", *("1" if heading == "density" else "" for heading in headings),
+        number(dense.quality), "", count(dense.size.num_parameters), "100.0%",
         *["1.00x"] * len(batches), "dense", end_section=True,
     )  # fmt: skip
     for trial in sorted(task.trials, key=lambda trial: _order(trial, task)):
         status = status_of(trial, task)
-        table.add_row(*_cells(trial, task, batches, status), style=_STYLES.get(status, ""))
+        table.add_row(*_cells(trial, task, batches, status, names), style=_STYLES.get(status, ""))
     for failed in task.failed:
-        settings = [short(failed.config.get(k, "")) for k in ("density", "penalty_lr")]
+        settings = _settings(failed, names)
         blanks = [""] * (4 + len(batches))
         # as Text, because a reason with brackets is no markup
         table.add_row("", *settings, *blanks, Text(f"failed: {failed.reason}"), style="red")
@@ -47,12 +51,12 @@ def terminal_table(task_result: TaskResult) -> Table:
 
 
 def _cells(
-    trial: ModelRecord, task: TaskResult, batches: list[int], status: str
+    trial: ModelRecord, task: TaskResult, batches: list[int], status: str, names: TrialNames
 ) -> list[str | Text]:
     dense = task.dense
     return [
         "★" if trial.key in task.choice.front else "",
-        *(short(trial.config.get(k, "")) for k in ("density", "penalty_lr")),
+        *_settings(trial, names),
         number(trial.quality),
         percent(trial.metric.drop(dense.quality, trial.quality)),
         count(trial.size.num_parameters),
@@ -60,6 +64,30 @@ def _cells(
         *(ratio(trial.speedup(batch)) for batch in batches),
         status if status in ("champion", "candidate") else "",
     ]
+
+
+def _setting_headings(names: TrialNames) -> list[str]:
+    """Methods search different things, so their values share a column."""
+    searched = {field for fields in names.searched.values() for field in fields}
+    usual = not names.several_methods and searched <= set(USUAL)
+    return [
+        *(["method"] if names.several_methods else []),
+        *(USUAL if usual else ("density", "settings")),
+        *(["seed"] if names.several_seeds else []),
+    ]
+
+
+def _settings(trial: ModelRecord | FailedTrial, names: TrialNames) -> list[str | Text]:
+    # as Text, because names with brackets are no markup
+    values: dict[str, str | Text] = {
+        "method": Text(trial.method_name),
+        "settings": Text(names.searched_in_words(trial)),
+        "seed": "" if trial.seed is None else str(trial.seed),
+    }
+    for field in USUAL:
+        value = trial.config.get(field)
+        values[field] = "" if value is None else short(value)
+    return [values[heading] for heading in _setting_headings(names)]
 
 
 def _order(trial: ModelRecord, task: TaskResult) -> tuple[int, float, str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
+from orchestrator.naming import TrialNames
 from orchestrator.records import Densities, FailedTrial, ModelRecord, TaskResult
 from orchestrator.wording import (
     MISSING,
@@ -16,10 +16,7 @@ from orchestrator.wording import (
     percent,
     ratio,
     short,
-    trial_name,
 )
-
-_NAMED = {"kind", "density", "penalty_lr"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ class Row:
     order: float | str
     """What the name sorts by."""
     extra: str
-    """Searched settings beside density and penalty_lr."""
+    """Searched settings that the name leaves out."""
     status: str
     """`champion`, `candidate`, `front`, `dominated` or `failed`."""
     passes: bool
@@ -82,7 +79,7 @@ def measured_batches(task: TaskResult) -> list[int]:
 
 def trial_table(task: TaskResult) -> TrialTable:
     """Every trial of a task: the chosen one, the front, the rest by density, then failures."""
-    batches, searched = measured_batches(task), _searched(task)
+    batches, names = measured_batches(task), TrialNames.of([*task.trials, *task.failed])
     place = {"champion": 0, "candidate": 0, "front": 1, "dominated": 2}
     finished = sorted(
         task.trials,
@@ -91,9 +88,9 @@ def trial_table(task: TaskResult) -> TrialTable:
     rows = [
         Row(
             key=trial.key,
-            name=_name(trial.config),
-            order=trial.config.get("penalty_lr", ""),
-            extra=_extra(trial.config, searched),
+            name=names.without_density(trial),
+            order=_order(trial, names),
+            extra=names.differences(trial),
             status=status_of(trial, task),
             passes=trial.key in task.choice.passed,
             cells=_cells(trial, task, batches),
@@ -102,7 +99,7 @@ def trial_table(task: TaskResult) -> TrialTable:
         for trial in finished
     ]
     columns = _columns(task, batches)
-    rows += [_failed_row(trial, searched, len(columns)) for trial in task.failed]
+    rows += [_failed_row(trial, names, len(columns)) for trial in task.failed]
     return TrialTable(columns=columns, rows=rows)
 
 
@@ -145,13 +142,13 @@ def _cell(value: float, write: Callable[[float], str]) -> Cell:
     return Cell(MISSING if math.isnan(value) else write(float(value)), float(value))
 
 
-def _failed_row(trial: FailedTrial, searched: list[str], num_columns: int) -> Row:
+def _failed_row(trial: FailedTrial, names: TrialNames, num_columns: int) -> Row:
     target = _cell(trial.config.get("density", math.nan), short)
     return Row(
         key=trial.key,
-        name=_name(trial.config),
-        order=trial.config.get("penalty_lr", ""),
-        extra=_extra(trial.config, searched),
+        name=names.without_density(trial),
+        order=_order(trial, names),
+        extra=names.differences(trial),
         status="failed",
         passes=False,
         cells=[target] + [Cell("", math.nan)] * (num_columns - 1),
@@ -159,16 +156,7 @@ def _failed_row(trial: FailedTrial, searched: list[str], num_columns: int) -> Ro
     )
 
 
-def _name(config: Mapping[str, Any]) -> str:
-    return trial_name({key: config[key] for key in config if key != "density"})
-
-
-def _extra(config: Mapping[str, Any], searched: list[str]) -> str:
-    return ", ".join(f"{k} {short(config[k])}" for k in searched if k in config)
-
-
-def _searched(task: TaskResult) -> list[str]:
-    """Settings, beside those in every name, that differ between trials."""
-    configs = [trial.config for trial in task.trials]
-    keys = sorted({key for config in configs for key in config} - _NAMED)
-    return [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
+def _order(trial: ModelRecord | FailedTrial, names: TrialNames) -> float | str:
+    """Methods sort by name, the trials of one method by the setting that most campaigns search."""
+    rate = trial.config.get("penalty_lr")
+    return names.without_density(trial) if names.several_methods or rate is None else rate

@@ -1,9 +1,15 @@
-"""Which trials a task gets: every density, and draws of whatever else the spec searches."""
+"""Which trials a task gets: each method's draws, then repeats of what was best among them.
+
+Planning is a pure function of the spec and of what has finished. It is asked again after every
+round, so a campaign that was interrupted anywhere goes on with the plan that it would have had.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from orchestrator.spec import (
     CampaignSpec,
@@ -12,10 +18,16 @@ from orchestrator.spec import (
     MethodSpec,
     content_hash,
 )
-from orchestrator.spec_method import Distribution
+from orchestrator.spec_search import ComparedMethod, Distribution
+
+AnyTask = LanguageModelling | Classification
 
 CODE_CONTRACT = 1
-"""Raised when a change of code makes finished trials incomparable; part of every key."""
+"""Raised when a change of code makes finished models incomparable; part of every key."""
+TRIAL_CONTRACT = 2
+"""The same for trials alone: dense references keep their keys."""
+MOST_ROUNDS = 20
+"""Rounds of draws per wanted trial after which a short list counts as exhausted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,53 +36,100 @@ class TrialPlan:
 
     key: str
     name: str
-    """For people: the searched values."""
+    """For people: the method if there are several, the searched values, the seed of a repeat."""
+    method_name: str
+    """Of `search.methods`; the method's kind in a campaign that compares none."""
     method: MethodSpec
     searched: dict[str, Any]
+    seed: int
+    repeat: int
+    """0 for a draw, and for the first run at a density that was not tuned."""
 
 
 def plan_trials(
-    spec: CampaignSpec, task: LanguageModelling | Classification, data_hash: str
+    spec: CampaignSpec,
+    task: AnyTask,
+    data_hash: str,
+    finished: Mapping[str, float] | None = None,
+    failed: Collection[str] = (),
+    higher_is_better: bool = False,
 ) -> list[TrialPlan]:
-    """Trials of a task, drawn by Ray Tune's own variant generator.
+    """Every trial of a task that is known to be needed, each once.
 
-    The draw depends on the seed, the task's name and the search alone, so the same spec gives
-    the same keys on every machine, and a resumed campaign recognizes what it has.
+    With nothing finished these are the draws of all methods. When all draws of a method at a
+    density have ended, the best of them by validation gets its repeats; with `search.tune_at` its
+    values go to the other densities too, with repeats of their own. More finished trials only add
+    to the plan.
+
+    Args:
+        spec: The campaign.
+        task: One of its tasks.
+        data_hash: Of the prepared data.
+        finished: From the key of a finished trial to its quality on validation.
+        failed: Keys of trials that ended without a model and are not tried again.
+        higher_is_better: Whether a greater quality is the better one.
     """
-    import numpy as np
-    from ray import tune
-    from ray.tune.search.variant_generator import generate_variants
-
-    search = spec.search
-    space: dict[str, Any] = {"density": tune.grid_search(list(search.density))}
-    space |= {field: _domain(choice) for field, choice in search.fields.items()}
-    state = np.random.RandomState(int(content_hash([spec.seed, task.name]), 16) % 2**32)
+    sign = -1.0 if higher_is_better else 1.0
+    losses = {key: sign * quality for key, quality in (finished or {}).items()}
     plans: dict[str, TrialPlan] = {}
-    for _ in range(search.trials_per_density):
-        for _, searched in generate_variants(space, random_state=state):
-            drawn = {k for k, choice in search.fields.items() if isinstance(choice, Distribution)}
-            searched = {k: _plain(k, v, k in drawn) for k, v in searched.items()}
-            method = spec.method_of(task, **searched)
-            key = trial_key(spec, task, method, data_hash)
-            # two draws from a short list can be the same trial: it runs once
-            plans.setdefault(
-                key, TrialPlan(key=key, name=_name(searched), method=method, searched=searched)
-            )
+    for method in _methods(spec, task, data_hash):
+        draws = method.draws()
+        plans |= {plan.key: plan for plan in draws}
+        for density in method.tuned:
+            drawn = [plan for plan in draws if plan.method.density == density]
+            best = _best(drawn, losses, failed)
+            if best is not None:
+                plans |= {plan.key: plan for plan in method.following(best)}
     return list(plans.values())
+
+
+def expected_trials(spec: CampaignSpec, task: AnyTask) -> int:
+    """How many trials a task gets over all rounds, if none fails."""
+    finished: dict[str, float] = {}
+    while True:
+        plans = plan_trials(spec, task, "", finished)
+        if len(plans) == len(finished):
+            return len(plans)
+        finished = {plan.key: 0.0 for plan in plans}
+
+
+def _best(
+    drawn: Sequence[TrialPlan], losses: Mapping[str, float], failed: Collection[str]
+) -> TrialPlan | None:
+    """The draw with the least loss, the first of equals; None while one of them is to come."""
+    if any(plan.key not in losses and plan.key not in failed for plan in drawn):
+        return None
+    ended = [plan for plan in drawn if not math.isnan(losses.get(plan.key, math.nan))]
+    return min(ended, key=lambda plan: losses[plan.key], default=None)
+
+
+# --------------------------------------------------------------------------- keys
 
 
 def trial_key(
     spec: CampaignSpec,
-    task: LanguageModelling | Classification,
+    task: AnyTask,
     method: MethodSpec,
     data_hash: str,
+    seed: int | None = None,
+    method_name: str = "",
 ) -> str:
-    """Hash of everything that decides a trial's result."""
-    return content_hash([dense_key(spec, task, data_hash), method.model_dump(mode="json"), "trial"])
+    """Hash of everything that decides a trial's result.
+
+    Args:
+        spec: The campaign.
+        task: One of its tasks.
+        method: With the trial's values.
+        data_hash: Of the prepared data.
+        seed: Of the trial; by default the campaign's.
+        method_name: Of a compared method: two methods with equal values are two trials.
+    """
+    described = [method.model_dump(mode="json"), spec.seed if seed is None else seed, method_name]
+    return content_hash([dense_key(spec, task, data_hash), *described, "trial", TRIAL_CONTRACT])
 
 
-def dense_key(spec: CampaignSpec, task: LanguageModelling | Classification, data_hash: str) -> str:
-    """Hash of everything that decides a dense reference."""
+def dense_key(spec: CampaignSpec, task: AnyTask, data_hash: str) -> str:
+    """Hash of everything that decides a dense reference; its seed is the campaign's."""
     described = task.model_dump(mode="json", exclude={"method", "resources", "data"})
     # which matrices count as prunable is part of what is recorded of the dense model
     method = spec.method_of(task)
@@ -87,6 +146,104 @@ def dense_key(spec: CampaignSpec, task: LanguageModelling | Classification, data
             method.max_grad_norm,
         ]
     )
+
+
+# --------------------------------------------------------------------------- one method
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Method:
+    """One method on one task: what its trials have in common, and what they draw."""
+
+    spec: CampaignSpec
+    task: AnyTask
+    data_hash: str
+    name: str
+    compared: bool
+    """Whether the name is of `search.methods`, and with it part of keys, names and the stream."""
+    changes: dict[str, Any]
+    fields: dict[str, Distribution | list[Any]]
+    num_draws: int
+    num_repeats: int
+
+    @property
+    def tuned(self) -> list[float]:
+        """The densities that have draws of their own."""
+        search = self.spec.search
+        return search.density if search.tune_at is None else [search.tune_at]
+
+    def draws(self) -> list[TrialPlan]:
+        """Drawn by Ray Tune's own variant generator.
+
+        They depend on the seed, the names of task and method, and the search alone, so the same
+        spec gives the same keys on every machine, and a resumed campaign recognizes what it has.
+        """
+        import numpy as np
+        from ray import tune
+        from ray.tune.search.variant_generator import generate_variants
+
+        space: dict[str, Any] = {"density": tune.grid_search(list(self.tuned))}
+        space |= {field: _domain(choice) for field, choice in self.fields.items()}
+        stream = [self.spec.seed, self.task.name, *([self.name] if self.compared else [])]
+        state = np.random.RandomState(int(content_hash(stream), 16) % 2**32)
+        drawn = {k for k, choice in self.fields.items() if isinstance(choice, Distribution)}
+        plans: dict[str, TrialPlan] = {}
+        counts = dict.fromkeys(self.tuned, 0)
+        # two draws from a short list can be the same trial: it is drawn again, for a while
+        for _ in range(MOST_ROUNDS * self.num_draws):
+            if all(count >= self.num_draws for count in counts.values()):
+                break
+            for _, searched in generate_variants(space, random_state=state):
+                plan = self.plan({k: _plain(k, v, k in drawn) for k, v in searched.items()})
+                density = plan.method.density
+                if plan.key not in plans and counts[density] < self.num_draws:
+                    plans[plan.key] = plan
+                    counts[density] += 1
+        return list(plans.values())
+
+    def following(self, best: TrialPlan) -> Iterator[TrialPlan]:
+        """What the best draw at a density leads to: its values elsewhere, and all repeats."""
+        search = self.spec.search
+        densities = [best.method.density] if search.tune_at is None else search.density
+        for density in densities:
+            for repeat in range(self.num_repeats):
+                if (density, repeat) != (best.method.density, 0):
+                    yield self.plan(best.searched | {"density": density}, repeat)
+
+    def plan(self, searched: dict[str, Any], repeat: int = 0) -> TrialPlan:
+        method = self.spec.method_of(self.task, self.changes, **searched)
+        seed, label = self.spec.seed + repeat, self.name if self.compared else ""
+        words = [label, _name(searched), f"seed={seed}" if repeat else ""]
+        return TrialPlan(
+            key=trial_key(self.spec, self.task, method, self.data_hash, seed, label),
+            name=" ".join(word for word in words if word),
+            method_name=self.name,
+            method=method,
+            searched=searched,
+            seed=seed,
+            repeat=repeat,
+        )
+
+
+def _methods(spec: CampaignSpec, task: AnyTask, data_hash: str) -> Iterator[_Method]:
+    search = spec.search
+    alone = {spec.method_of(task).kind: ComparedMethod()}
+    for name, method in (search.methods or alone).items():
+        kind = spec.method_of(task, method.changes).kind
+        yield _Method(
+            spec=spec,
+            task=task,
+            data_hash=data_hash,
+            name=name,
+            compared=bool(search.methods),
+            changes=method.changes,
+            fields=search.shared_fields(method, kind) | method.searched,
+            num_draws=method.trials_per_density or search.trials_per_density,
+            num_repeats=method.repeats or search.repeats,
+        )
+
+
+# --------------------------------------------------------------------------- values
 
 
 def _domain(choice: Distribution | list[Any]) -> Any:
@@ -107,15 +264,15 @@ def _plain(field: str, value: Any, drawn: bool) -> Any:
     """
     if not isinstance(value, float):
         return value
-    if MethodSpec.model_fields[field].annotation is int:
+    annotation = MethodSpec.model_fields[field].annotation
+    if int in (types := (annotation, *get_args(annotation))) and float not in types:
         return round(value)
     return float(f"{value:.4g}") if drawn else float(value)
 
 
 def _name(searched: dict[str, Any]) -> str:
-    rest = [
-        f"{k}={v:.12g}" if isinstance(v, float) else f"{k}={v}"
-        for k, v in searched.items()
-        if k != "density"
-    ]
-    return " ".join([f"density={searched['density']:.12g}", *rest])
+    """The values, density first."""
+    ordered = {"density": searched["density"]} | searched
+    return " ".join(
+        f"{k}={v:.12g}" if isinstance(v, float) else f"{k}={v}" for k, v in ordered.items()
+    )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.naming import TrialNames
 from orchestrator.pareto import knee_distances, largest_batch, loss_values, pareto_front
 from orchestrator.records import Choice, Densities, ModelRecord
 from orchestrator.rules import Rule, parse_rule
@@ -17,7 +18,6 @@ from orchestrator.wording import (
     percent,
     plural,
     ratio,
-    trial_name,
 )
 
 if TYPE_CHECKING:
@@ -57,10 +57,11 @@ def choose(records: Sequence[ModelRecord], dense: ModelRecord, select: SelectSpe
     keys = {record.key for record in passed}
     candidates = [record for record in front if record.key in keys]
     order = _ordered(candidates, dense, select.then)
+    names = TrialNames.of(records)
     if order:
-        sentence = _why(order, dense, select)
+        sentence = _why(order, dense, select, names)
     else:
-        sentence = _why_none(front, candidates, passed, dense, rules, select)
+        sentence = _why_none(front, candidates, passed, dense, rules, select, names)
     return Choice(
         key=order[0].key if order else None,
         sentence=sentence,
@@ -100,13 +101,15 @@ def _ordered(candidates: list[ModelRecord], dense: ModelRecord, then: str) -> li
 # --------------------------------------------------------------------------- sentences
 
 
-def _why(order: list[ModelRecord], dense: ModelRecord, select: SelectSpec) -> str:
+def _why(
+    order: list[ModelRecord], dense: ModelRecord, select: SelectSpec, names: TrialNames
+) -> str:
     chosen, rules = order[0], " and ".join(select.require)
     among = plural(len(order), "front model") + (f" passing {rules}" if rules else "")
     place = "the only one" if len(order) == 1 else _SUPERLATIVE[select.then]
     name = metric_name(chosen.metric.name)
     sentence = (
-        f"Chosen: {_name(chosen)}, {place} of {among}. Validation {name} "
+        f"Chosen: {_name(chosen, names)}, {place} of {among}. Validation {name} "
         f"{number(chosen.quality)} against {number(dense.quality)} dense "
         f"({against_dense(chosen.metric.drop(dense.quality, chosen.quality))}); "
         f"{_size_and_speed(chosen, dense)}."
@@ -116,7 +119,7 @@ def _why(order: list[ModelRecord], dense: ModelRecord, select: SelectSpec) -> st
     second = order[1]
     drop = against_dense(second.metric.drop(dense.quality, second.quality))
     return (
-        f"{sentence} Runner-up: {_name(second)} with {number(second.quality)} ({drop}), "
+        f"{sentence} Runner-up: {_name(second, names)} with {number(second.quality)} ({drop}), "
         f"{_size_and_speed(second, dense)}."
     )
 
@@ -128,6 +131,7 @@ def _why_none(
     dense: ModelRecord,
     rules: Sequence[Rule],
     select: SelectSpec,
+    names: TrialNames,
 ) -> str:
     if not front:
         return "No model was chosen: no trial finished with figures that can be compared."
@@ -141,7 +145,7 @@ def _why_none(
     misses = " and ".join(_miss(rule, nearest, dense) for rule in _missed(nearest, dense, rules))
     sentence = (
         f"No model was chosen: none of {plural(len(front), 'front model')} passes every rule. "
-        f"Nearest is {_name(nearest)}: {misses}."
+        f"Nearest is {_name(nearest, names)}: {misses}."
     )
     if passed:
         sentence += f" ({plural(len(passed), 'dominated trial')} off the front would pass.)"
@@ -163,8 +167,8 @@ def _miss(rule: Rule, record: ModelRecord, dense: ModelRecord) -> str:
     return f"{rule.field} is {rule.in_words(value)}, {by} from the required {rule}"
 
 
-def _name(record: ModelRecord) -> str:
-    return f"{trial_name(record.config)} ({record.key[:8]})"
+def _name(record: ModelRecord, names: TrialNames) -> str:
+    return f"{names.full(record)} ({record.key[:8]})"
 
 
 def _size_and_speed(record: ModelRecord, dense: ModelRecord) -> str:

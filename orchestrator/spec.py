@@ -14,18 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.rules import parse_rule
-from orchestrator.spec_block import Block, PlacedErrors, check_fields, rule
-from orchestrator.spec_method import MethodSpec, SearchSpec
-
-Name = Annotated[
-    str,
-    Field(
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
-        description="1 to 64 of a-z, 0-9, dot, dash and underscore, a letter or digit first",
-    ),
-]
-"""Names become folders, MLflow runs and registered models: lower case, no separators."""
-
+from orchestrator.spec_block import Block, Name, PlacedErrors, check_fields, rule
+from orchestrator.spec_method import MethodSpec, merge_method
+from orchestrator.spec_search import SearchSpec, conflicts, misfits, within
 
 # --------------------------------------------------------------------------- data and models
 
@@ -290,11 +281,22 @@ class CampaignSpec(Block):
                 errors.append(
                     rule(("tasks", index, task.kind, "dense", "batch"), f"{message} {workers}")
                 )
+            errors += self._conflicts(index, task)
         errors += self._unmeasured(("select", "require"), self.select.require)
         errors += self._unmeasured(("promote", "gates"), self.promote.gates)
         if errors:
             raise PlacedErrors(errors, type(self))
         return self
+
+    def _conflicts(
+        self, index: int, task: LanguageModelling | Classification
+    ) -> list[dict[str, Any]]:
+        """Fields that are right by themselves and wrong together, such as a kind and its own."""
+        method = self.method.model_dump()
+        if refused := misfits(method, task.method):
+            return [within(("tasks", index, task.kind, "method"), refused)]
+        found = conflicts(self.search, merge_method(method, task.method))
+        return [{**error, "loc": ("search", *error["loc"])} for error in found]
 
     def _unmeasured(self, place: tuple[str, str], rules: list[str]) -> list[dict[str, Any]]:
         """Rules on a batch that `measure` leaves out: no model could ever pass them."""
@@ -306,9 +308,10 @@ class CampaignSpec(Block):
             if batch is not None and batch not in self.measure.batch
         ]
 
-    def method_of(self, task: TaskBase, **searched: Any) -> MethodSpec:
-        """The method of a task, with the values that a trial searched on top."""
-        return MethodSpec.model_validate(self.method.model_dump() | task.method | searched)
+    def method_of(self, task: TaskBase, *changes: dict[str, Any], **searched: Any) -> MethodSpec:
+        """The method of a task, with changes and the values that a trial searched on top."""
+        merged = merge_method(self.method.model_dump(), task.method, *changes, searched)
+        return MethodSpec.model_validate(merged)
 
     def resources_of(self, task: TaskBase) -> Resources:
         return Resources.model_validate(self.resources.model_dump() | task.resources)

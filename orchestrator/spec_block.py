@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Self, get_args
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     ModelWrapValidatorHandler,
     ValidationError,
+    create_model,
     model_validator,
 )
+
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
+        description="1 to 64 of a-z, 0-9, dot, dash and underscore, a letter or digit first",
+    ),
+]
+"""Names become folders, MLflow runs and registered models: lower case, no separators."""
 
 
 class Block(BaseModel):
@@ -64,14 +76,47 @@ def rule(loc: tuple[str | int, ...], message: str) -> dict[str, Any]:
 def check_fields(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
     """`values` unchanged, once each is a field of `model` with a value that it may take.
 
+    Rules that join several fields are not asked: the other fields may stand elsewhere.
+
     Raises:
         PlacedErrors: Every key or value that the model refuses.
     """
+    if found := field_errors(model, values):
+        raise PlacedErrors(found, model)
+    return values
+
+
+def errors_of(model: type[BaseModel], values: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `model` refuses of `values`, each error at its own place."""
     try:
         model.model_validate(values)
     except ValidationError as error:
-        raise PlacedErrors(error.errors(include_url=False), model) from error
-    return values
+        return list(_spread(error.errors(include_url=False)))
+    return []
+
+
+def field_errors(model: type[BaseModel], values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same without the rules that join several fields."""
+    return errors_of(_fields_alone(model), values)
+
+
+def _spread(errors: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """With `PlacedErrors` opened."""
+    for error in errors:
+        cause = error.get("ctx", {}).get("error")
+        if isinstance(cause, PlacedErrors):
+            yield from ({**e, "loc": (*error["loc"], *e["loc"])} for e in _spread(cause.errors))
+        else:
+            yield dict(error)
+
+
+@functools.cache
+def _fields_alone(model: type[BaseModel]) -> type[BaseModel]:
+    """The fields of a block without the rules that join them."""
+    fields: dict[str, Any] = {
+        k: (field.annotation, field) for k, field in model.model_fields.items()
+    }
+    return create_model(model.__name__, __base__=Block, **fields)
 
 
 def _truths(model: type[BaseModel], values: dict[str, Any]) -> list[dict[str, Any]]:

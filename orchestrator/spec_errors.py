@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.errors import SpecError, redact_uri
 from orchestrator.spec import CampaignSpec, ModelSpec
 from orchestrator.spec_block import PlacedErrors
-from orchestrator.spec_method import SEARCHABLE, SearchSpec
+from orchestrator.spec_search import CHANGEABLE, SEARCHABLE, ComparedMethod, SearchSpec
 from orchestrator.spec_walk import Walk, walk
 from orchestrator.spec_yaml import Document, Place
 
@@ -145,9 +145,10 @@ def _below(error: Any) -> Place:
 
 def _as_written(place: Place, document: Document) -> Place:
     """`search.penalty_lr` where the person did not write `search.fields.penalty_lr`."""
-    direct = ("search", *place[2:])
-    if place[:2] == ("search", "fields") and len(place) > 2 and direct[:2] in document.origins:
-        return direct
+    depth = 3 if place[:2] == ("search", "methods") else 1
+    direct = (*place[:depth], *place[depth + 1 :])
+    if place[:1] + place[depth : depth + 1] == ("search", "fields") and len(place) > depth + 1:
+        return direct if direct[: depth + 1] in document.origins else place
     return place
 
 
@@ -197,8 +198,7 @@ def _rule(finding: _Finding) -> str:
 def _unknown_key(finding: _Finding) -> str:
     block, key = finding.walk.block, str(finding.place[-1])
     known = list(block.model_fields) if block else []
-    if block is SearchSpec:
-        known += SEARCHABLE
+    known += SEARCHABLE if block is SearchSpec else CHANGEABLE if block is ComparedMethod else []
     hint = did_you_mean(key, known)
     if block is ModelSpec and not hint.startswith("did"):
         hint += "; what the transformers config holds stands under `config`"

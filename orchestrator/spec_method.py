@@ -1,161 +1,197 @@
-"""How models are compressed (`method`) and which of its fields a campaign tries (`search`)."""
+"""How models are compressed: the block `method`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    ConfigDict,
-    Discriminator,
-    Field,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    Tag,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from orchestrator.spec_block import Block, PlacedErrors, rule
 
 Density = Annotated[float, Field(gt=0, le=1)]
 Patterns = Annotated[list[str], Field(min_length=1)]
 
+Kind = Literal[
+    "adaptive", "low-rank", "flop-l0", "faithful", "flop-agp", "agp", "np-l0", "from-scratch"
+]
+
+GATED_FRACTION = {
+    "adaptive": 0.4,
+    "low-rank": 0.0,
+    "flop-l0": 0.3,
+    "faithful": 1.0,
+    "flop-agp": 0.6,
+    "agp": 0.6,
+    "np-l0": 0.3,
+    "from-scratch": 0.0,
+}
+"""Part of the steps before the structure is fixed, by kind. Gates need some hundred steps and
+recovery is where the loss comes back; magnitudes need time to grow apart, and the published method
+samples its gates to the end (docs/results/language-modelling.md)."""
+
+
+_START = ("start", "calibration_batches", "budget")
+_RANKS = (*_START, "start_rank")
+_GATED = ("gated_fraction", "learning_rate", "anneal_fraction", "gate_lr")
+_CONCRETE = ("penalty_lr", "price_floor", "temperature", "init_open_prob")
+_PUBLISHED = ("penalty_lr", "gate_lr", "learning_rate", "anneal_fraction", "init_open_prob")
+OWN_FIELDS: dict[str, tuple[str, ...]] = {
+    "adaptive": (*_START, "start_excess", *_GATED, "floor_fraction"),
+    "low-rank": (*_RANKS, "allocation", "floor_fraction"),
+    "flop-l0": (*_RANKS, *_GATED, *_CONCRETE, "floor_fraction"),
+    "faithful": _PUBLISHED,
+    "flop-agp": (*_RANKS, *_GATED, "scope"),
+    "agp": (*_GATED, "granularity", "block", "movement", "scope", "budget"),
+    "np-l0": (*_GATED, *_CONCRETE, "budget"),
+    "from-scratch": ("form",),
+}
+"""Fields that not every kind reads, by kind."""
+OWN_SCALE = ("penalty_lr", "gate_lr", "gated_fraction")
+"""Fields whose sensible values differ between kinds by more than a search would cover."""
+NOT_COMMON = tuple(dict.fromkeys(name for own in OWN_FIELDS.values() for name in own))
+
 
 class MethodSpec(Block):
-    """FLOP-L0 (Wang et al. 2020, arXiv 1910.04732) with exact projection and recovery."""
+    """A compression method; all kinds share budget, steps, rates and distillation."""
 
-    kind: Literal["flop-l0"] = "flop-l0"
+    kind: Kind = "adaptive"
+    """`adaptive`: ranks by deterministic gates, the default. `low-rank`: fixed ranks. `flop-l0`:
+    ranks by hard concrete gates (Wang et al. 2020), `faithful`: the same as published. `flop-agp`:
+    ranks by the magnitude of a trained diagonal. `agp`: magnitude or movement pruning of weights,
+    blocks, rows, columns. `np-l0`: hard concrete gates on input features. `from-scratch`: a small
+    model trained anew for the dense model's steps and these."""
     include: Patterns = Field(default=["*"])
     exclude: list[str] = Field(default=["*lm_head*", "*classifier*", "*score*", "*pooler*"])
     density: Density = 0.3
-    """Kept fraction of the parameters of the matched matrices."""
-    anneal_steps: int = Field(200, ge=1)
-    """Steps over which the target falls from 1 to `density`."""
-    hold_steps: int = Field(60, ge=0)
-    """Steps at the final target before the projection."""
-    finetune_steps: int = Field(500, ge=0)
-    """Steps after the projection, on the compacted model. It gets about two thirds of all
-    steps, for recovery is where the loss comes back (docs/results/gates.md)."""
-    learning_rate: float = Field(1e-3, gt=0, le=1)
+    """Kept fraction of the budget of the matched matrices."""
+    budget: Literal["parameters", "macs", "latency"] = "parameters"
+    """What the density is a fraction of: parameters, multiply-accumulates of the task's inputs, or
+    the time that the layers take on the training device."""
+    steps: int = Field(800, ge=0)
+    """Training steps in all; equal for all kinds."""
+    gated_fraction: float | None = Field(None, ge=0, le=1)
+    """Part of the steps before the projection, in which the structure is chosen; by default 0.4
+    for `adaptive`, 0.3 for hard concrete gates, 0.6 for magnitudes, 1 for `faithful`."""
+    anneal_fraction: float = Field(0.75, ge=0, le=1)
+    """Part of the gated steps over which the target falls from 1 to `density`."""
+    learning_rate: float | None = Field(None, gt=0, le=1)
+    """Of weights before the projection; by default that after it. One warm-up and one cosine go
+    over all steps."""
     finetune_learning_rate: float = Field(3e-3, gt=0, le=1)
-    penalty_lr: float = Field(0.2, gt=0, le=100)
-    """Ascent rate of the two Lagrangian multipliers: the field that a campaign searches. In the
-    demo 0.07 to 0.5 bring the gates within 0.03 of the target; low densities want high rates."""
-    gate_lr: float | None = Field(None, gt=0, le=10)
-    """Rate of log_alpha; by default 30 / gated steps, so that a gate can shut in a quarter of
-    them."""
+    """After the projection; of all steps where there is no gated phase. Low-rank factors want two
+    to four times the rate of the dense model."""
+    penalty_lr: float | None = Field(None, gt=0, le=100)
+    """Hard concrete gates: ascent rate of the two multipliers, by default 0.2; they miss the target
+    at rates far from the best."""
+    gate_lr: float | None = Field(None, ge=0, le=10)
+    """Rate of gates: by default 2 / gated steps for the scores of `adaptive`, whose range is 1 (0
+    leaves the ranks uniform), 30 / gated steps for hard concrete gates, so that a gate can shut in
+    a quarter of them, 1e-3 for diagonals and 1e-2 for movement scores, as published."""
+    start: Literal["covariance", "svd"] = "covariance"
+    """Factors closest in the layer's outputs on training data, or closest in the weights."""
+    start_rank: Literal["full", "break-even"] = "full"
+    """`break-even`: as many parameters as the matrix has; cheaper, but no layer can stay dense."""
+    start_excess: float = Field(2.0, ge=1, le=1000)
+    """`adaptive` only: rank at the start, of the rank that a uniform choice would give a layer, and
+    no more than the break-even rank."""
+    calibration_batches: int = Field(40, ge=1)
+    """Training batches over which the inputs' covariance is taken."""
+    allocation: Literal["uniform", "greedy"] = "uniform"
+    """`low-rank` only: equal fractions of every layer, or largest singular values per cost."""
+    floor_fraction: float = Field(0.5, ge=0, le=1)
+    """Least rank of a layer, as a fraction of its uniform rank."""
     price_floor: float = Field(0.1, ge=0, le=1)
-    """Least gradient of the expected size in log_alpha; 0 is the published method, whose open
-    gates the penalty cannot reach."""
+    """Hard concrete gates: least gradient of the expected size in log_alpha; without it the penalty
+    cannot reach open gates."""
     temperature: float = Field(1.0, gt=0, le=10)
+    """Of hard concrete gates."""
+    init_open_prob: float | None = Field(None, gt=0, lt=1)
+    """P(z > 0) of hard concrete gates at insertion; by default 0.999, and 0.99 for `faithful`, a
+    drop rate of 0.1."""
+    granularity: Literal["weight", "block", "row", "column"] = "weight"
+    """`agp` only: what is removed as one."""
+    block: int = Field(16, ge=1)
+    """`agp` only: side of a block."""
+    movement: bool = False
+    """`agp` only: movement scores instead of magnitudes."""
+    scope: Literal["global", "tensor"] = "global"
+    """`agp` and `flop-agp`: one budget for all matrices, or each by itself."""
+    form: Literal["width", "low-rank"] = "width"
+    """`from-scratch` only: a narrower dense model, or factors of fixed rank."""
     distill: float = Field(0.5, ge=0, le=1)
     """Weight of the dense model's predictions in the loss; 0 trains on the labels alone."""
     distill_temperature: float = Field(1.0, gt=0, le=20)
+    distill_hidden: float = Field(0.0, ge=0)
+    """Weight of the mean squared difference of hidden states, relative to the dense model's."""
     max_grad_norm: float = Field(1.0, gt=0)
 
-
-class Distribution(Block):
-    """A continuous range to draw from."""
-
-    log_uniform: tuple[float, float] | None = None
-    uniform: tuple[float, float] | None = None
-
     @model_validator(mode="after")
-    def _valid(self) -> Distribution:
-        if (self.log_uniform is None) == (self.uniform is None):
-            raise ValueError("exactly one of `log_uniform` and `uniform` must be given")
-        low, high = self.log_uniform or self.uniform or (0.0, 0.0)
-        if not low < high or (self.log_uniform and low <= 0):
-            raise ValueError(f"low < high must hold, and 0 < low if logarithmic: [{low}, {high}]")
+    def _own_fields(self) -> MethodSpec:
+        known = fields_of(self.kind)
+        message = f"is not a field of kind {self.kind!r}, which has {', '.join(known)}"
+        errors = [
+            rule((name,), message)
+            for name in NOT_COMMON
+            if name not in known and getattr(self, name) != _default(name)
+        ]
+        if self.budget == "latency" and "budget" in known and "start" not in known:
+            errors.append(
+                rule(("budget",), f"`latency` needs a kind that prunes ranks, got {self.kind!r}")
+            )
+        if self.kind == "adaptive" and self.anneal_fraction == 1:
+            message = "anneal_fraction < 1 must hold for kind 'adaptive', whose gates then harden"
+            errors.append(rule(("anneal_fraction",), f"{message}, got 1"))
+        if self.steps == 0 and GATED_FRACTION[self.kind]:
+            errors.append(rule(("steps",), f"steps >= 1 must hold for kind {self.kind!r}, got 0"))
+        if self.distill_hidden and self.kind == "from-scratch" and self.form == "width":
+            message = "compares hidden states of one width, which a narrower model does not have"
+            errors.append(rule(("distill_hidden",), message))
+        if errors:
+            raise PlacedErrors(errors, type(self))
         return self
 
+    @property
+    def gated_steps(self) -> int:
+        """Steps before the projection."""
+        fraction = self.gated_fraction
+        if fraction is None:
+            fraction = GATED_FRACTION[self.kind]
+        # a kind that chooses by training needs a step to do so, however few there are
+        least = 1 if GATED_FRACTION[self.kind] else 0
+        return max(least, round(fraction * self.steps))
 
-def _choice_kind(value: Any) -> str | None:
-    if isinstance(value, dict | Distribution):
-        return "range"
-    return "values" if isinstance(value, list) else None
+    @property
+    def gated_learning_rate(self) -> float:
+        """Of weights before the projection."""
+        return self.finetune_learning_rate if self.learning_rate is None else self.learning_rate
+
+    @property
+    def finetune_steps(self) -> int:
+        """Steps after the projection."""
+        return self.steps - self.gated_steps
 
 
-Choice = Annotated[
-    Annotated[Distribution, Tag("range")]
-    | Annotated[list[StrictFloat | StrictInt | StrictStr], Tag("values")],
-    Discriminator(_choice_kind),
-]
-"""A list of values to choose from, or a range to draw from."""
-
-SEARCHABLE = sorted(set(MethodSpec.model_fields) - {"kind", "density", "include", "exclude"})
+def fields_of(kind: str) -> list[str]:
+    """The fields that a kind reads."""
+    own = OWN_FIELDS[kind]
+    return [name for name in MethodSpec.model_fields if name in own or name not in NOT_COMMON]
 
 
-def _searchable_in_schema(schema: dict[str, Any]) -> None:
-    choice = schema["properties"]["fields"]["additionalProperties"]
-    schema["properties"] |= {name: choice for name in SEARCHABLE}
+def merge_method(*changes: dict[str, Any]) -> dict[str, Any]:
+    """Fields of one method, later changes over earlier ones.
 
-
-class SearchSpec(Block):
-    """Which trials to run: every density, `trials_per_density` draws of everything else.
-
-    In the file the fields stand directly in the block, `penalty_lr: {log_uniform: [0.01, 1]}`,
-    or under `fields`.
+    A change of kind leaves behind what the new kind does not have, and what means another thing
+    there: what a campaign says for its main method does not stand in the way of a baseline.
     """
-
-    model_config = ConfigDict(json_schema_extra=_searchable_in_schema)
-
-    density: list[Density] = Field(min_length=1)
-    trials_per_density: int = Field(1, ge=1, le=10_000)
-    fields: dict[str, Choice] = Field(default_factory=dict)
-    """Any field of `method`: a list of values to choose from, or a range."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _direct_fields(cls, block: Any) -> Any:
-        """Move the method's fields that stand directly in the block into `fields`."""
-        if not isinstance(block, dict):
-            return block
-        direct = {name: block[name] for name in SEARCHABLE if name in block}
-        rest = {name: value for name, value in block.items() if name not in direct}
-        fields = block.get("fields", {})
-        if not isinstance(fields, dict):
-            return rest  # to be refused for that alone
-        message = "is given twice, here and under `fields`"
-        if twice := [rule((name,), message) for name in direct if name in fields]:
-            raise PlacedErrors(twice, cls)
-        return rest | {"fields": fields | direct}
-
-    @field_validator("density")
-    @classmethod
-    def _distinct(cls, value: list[float]) -> list[float]:
-        if len(set(value)) != len(value):
-            raise ValueError(f"densities must differ, got {value}")
-        return value
-
-    @field_validator("fields")
-    @classmethod
-    def _searchable(cls, value: dict[str, Any]) -> dict[str, Any]:
-        errors = [error for name, choice in value.items() for error in _bad_values(name, choice)]
-        if errors:
-            raise PlacedErrors(errors, MethodSpec)
-        return value
+    merged: dict[str, Any] = {}
+    for change in changes:
+        kind = change.get("kind", merged.get("kind"))
+        if kind != merged.get("kind") and kind in get_args(Kind):
+            known = set(fields_of(str(kind))) - set(OWN_SCALE)
+            merged = {name: value for name, value in merged.items() if name in known}
+        merged |= change
+    return merged
 
 
-def _bad_values(name: str, choice: Distribution | list[Any]) -> Iterator[dict[str, Any]]:
-    """What the method would refuse: better known now than in the hundredth trial."""
-    if name not in SEARCHABLE:
-        yield rule((name,), f"is not a searchable field of the method: {', '.join(SEARCHABLE)}")
-        return
-    where: tuple[str, ...] = (name,)
-    if isinstance(choice, list):
-        values = choice
-        if not values:
-            yield rule(where, "needs at least one value")
-    else:
-        where += ("log_uniform" if choice.log_uniform else "uniform",)
-        values = list(choice.log_uniform or choice.uniform or ())
-    for index, value in enumerate(values):
-        try:
-            MethodSpec.model_validate({name: value})
-        except ValidationError as error:
-            for found in error.errors(include_url=False):
-                yield {**found, "loc": (*where, index), "field": name}
+def _default(name: str) -> Any:
+    return MethodSpec.model_fields[name].default

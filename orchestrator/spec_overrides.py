@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.errors import SpecError, redact_uri
-from orchestrator.spec_method import SEARCHABLE
+from orchestrator.spec_search import CHANGEABLE, SEARCHABLE
 from orchestrator.spec_yaml import Document, Place, forget, parse
 
 
@@ -82,15 +82,22 @@ def _step(
 
 
 def _as_in_file(document: Document, parts: list[str]) -> list[str]:
-    """A searched field may stand in `search` or in `search.fields`: the one there is replaced."""
-    search = document.data.get("search")
-    if parts[0] != "search" or not isinstance(search, dict):
+    """A field may stand in its block or in the block's `fields`: the one there is replaced.
+
+    The blocks are `search` and each of `search.methods`.
+    """
+    depth = 3 if parts[:2] == ["search", "methods"] else 1
+    block: Any = document.data
+    for part in parts[:depth]:
+        block = block.get(part) if isinstance(block, dict) else None
+    if parts[0] != "search" or not isinstance(block, dict):
         return parts
-    fields = search.get("fields")
-    if len(parts) > 1 and parts[1] in SEARCHABLE and isinstance(fields, dict):
-        return ["search", "fields", *parts[1:]]
-    if len(parts) > 2 and parts[1] == "fields" and parts[2] in search:
-        return ["search", *parts[2:]]
+    above, rest = parts[:depth], parts[depth:]
+    known = SEARCHABLE if depth == 1 else CHANGEABLE
+    if rest and rest[0] in known and isinstance(block.get("fields"), dict):
+        return [*above, "fields", *rest]
+    if len(rest) > 1 and rest[0] == "fields" and rest[1] in block:
+        return [*above, *rest[1:]]
     return parts
 
 

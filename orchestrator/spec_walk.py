@@ -37,6 +37,7 @@ def walk(loc: Place, model: type[BaseModel]) -> Walk:
     annotation: Any = model
     block: type[BaseModel] | None = None
     field: FieldInfo | None = None
+    key: FieldInfo | None = None
     limits: tuple[Any, ...] = ()
     place: list[str | int] = []
     for part in loc:
@@ -44,11 +45,14 @@ def walk(loc: Place, model: type[BaseModel]) -> Walk:
         members = _members(annotation)
         if len(members) > 1:  # `part` is the tag of one of them
             annotation = next((m for m in members if part in _tags(m)), Any)
-        elif part != "[key]":  # pydantic's mark of a key that breaks a rule
+        elif part == "[key]":  # pydantic's mark of a key that breaks a rule
+            field = key
+        else:
             place.append(part)
             block = annotation if _is_block(annotation) else None
             field = block.model_fields.get(str(part)) if block else None
             limits = tuple(field.metadata) if field else ()
+            key = None if block else _key(annotation)
             annotation = field.annotation if field else _item(annotation)
     annotation, inner = _unwrap(annotation)
     tags = tuple(str(tag) for member in _members(annotation) for tag in _tags(member))
@@ -98,6 +102,13 @@ def _item(annotation: Any) -> Any:
     """Type of the items of a list or tuple, or of the values of a dictionary."""
     arguments = get_args(annotation)
     return arguments[-1] if arguments else Any
+
+
+def _key(annotation: Any) -> FieldInfo | None:
+    """What the keys of a dictionary must be, where it says so."""
+    key = get_args(annotation)[:1]
+    metadata = get_args(key[0])[1:] if key and get_origin(key[0]) is Annotated else ()
+    return next((item for item in metadata if isinstance(item, FieldInfo)), None)
 
 
 def _is_block(annotation: Any) -> TypeGuard[type[BaseModel]]:

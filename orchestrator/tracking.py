@@ -7,16 +7,18 @@ because a fresh SQLite store does not survive being created by several processes
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
+import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import TrackingError, redact_uri
-from orchestrator.records import CurvePoint, ModelRecord, Speed
+from orchestrator.records import RECORD, CurvePoint, ModelRecord, Speed
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +31,15 @@ CURVE_KEYS = {
     "target_density": "density/target",
     "lambda_linear": "lagrangian/lambda_linear",
     "lambda_quadratic": "lagrangian/lambda_quadratic",
+    "undecided": "density/undecided_gates",
     "seconds": "time/train_s",
 }
-"""CurvePoint field -> MLflow metric. `validation` becomes `quality/validation_<metric>`."""
+"""CurvePoint field -> MLflow metric. `validation` becomes `quality/validation_<metric>`, and one of
+`extras` becomes `extras/<name>`."""
+
+
+SETTING = "setting.json"
+"""On the task's run: what its models have in common, for who reads the records alone."""
 
 
 def default_tracking_uri(storage: str) -> str:
@@ -91,7 +99,9 @@ class Tracking:
     def task_run(self, campaign: str, task: str, spec_yaml: str, tags: dict[str, str]) -> str:
         """The parent run of a task, found again by its tag on a resume."""
         run_id = self._get_or_create(f"task:{task}", None, task, {"task": task, **tags})
-        self.client.set_tag(run_id, "campaign", campaign)
+        # the spec may have changed since the run was made
+        for name, value in {"campaign": campaign, **tags}.items():
+            self.client.set_tag(run_id, name, value)
         self.client.log_text(run_id, spec_yaml, "spec.yaml")
         return run_id
 
@@ -101,7 +111,7 @@ class Tracking:
         """The child run of a trial or dense reference, by key; set to RUNNING."""
         run_id = self._get_or_create(key, parent, name, tags)
         self.client.update_run(run_id, status="RUNNING")
-        for param, value in _flat(params).items():
+        for param, value in flat(params).items():
             self.client.log_param(run_id, param, value)
         return run_id
 
@@ -157,6 +167,11 @@ class RunWriter:
             for field, key in keys.items()
             if (value := getattr(point, field)) is not None
         ]
+        metrics += [
+            Metric(f"extras/{name}", float(value), now, point.step)
+            for point in points
+            for name, value in point.extras.items()
+        ]
         # the server's limit is 1000 metrics per request
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
@@ -171,7 +186,15 @@ class RunWriter:
             values |= {f"density/{k}": v for k, v in asdict(record.densities).items()}
         values |= {f"projection/{k}": v for k, v in record.projection.items()}
         self.metrics(values)
-        self.client.log_text(self.run_id, record.to_json(), "record.json")
+        self.record_file(record)
+
+    def record_file(self, record: ModelRecord) -> None:
+        """The record itself, in place of an earlier one: `RunReader` reads it back equal."""
+        self.client.log_text(self.run_id, record.to_json(), RECORD)
+
+    def setting(self, values: dict[str, Any]) -> None:
+        """Of a task's run: plain values, in place of earlier ones."""
+        self.client.log_text(self.run_id, json.dumps(values, indent=1), SETTING)
 
     def speed(self, rows: list[Speed]) -> None:
         """Timings, each with its spread; the fingerprint as tags."""
@@ -231,7 +254,7 @@ class RunWriter:
                 code_paths=[str(Path(lowrank.__file__).parent)],
                 signature=serving.signature(task_kind),
                 pip_requirements=serving.requirements(),
-                params={k: str(v)[:250] for k, v in _flat(params).items()},
+                params={k: str(v)[:250] for k, v in flat(params).items()},
             )
         # leaving the context ends the run; the caller decides when it is over
         self.client.update_run(self.run_id, status=status)
@@ -244,14 +267,111 @@ class RunWriter:
         self.client.set_terminated(self.run_id, status)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoggedRun:
+    """One run of an experiment, as its store has it."""
+
+    run_id: str
+    key: str
+    """Of a model; `task:NAME` for a task's own run."""
+    status: str
+    """RUNNING, FINISHED, FAILED or KILLED."""
+    started: float
+    """Seconds since the epoch."""
+    ended: float | None
+    params: dict[str, str]
+    tags: dict[str, str]
+
+
+class RunReader:
+    """Reads the runs of a campaign's experiment; makes and changes nothing.
+
+    Args:
+        uri: MLflow tracking URI.
+        experiment: Name.
+
+    Raises:
+        TrackingError: The store cannot be reached, or has no such experiment.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        from mlflow import MlflowClient
+
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        # to open a database that is not there would make it
+        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+            raise TrackingError(f"nothing is recorded in {redact_uri(uri)} yet")
+        try:
+            self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            found = self.client.get_experiment_by_name(experiment)
+        except Exception as error:  # MLflow's, SQLAlchemy's and requests' own trees
+            raise TrackingError(_unreachable(uri, error)) from error
+        if found is None or found.lifecycle_stage != "active":
+            raise TrackingError(f"{redact_uri(uri)} has no experiment {experiment!r}")
+        self._experiment_id = found.experiment_id
+
+    def runs(self) -> list[LoggedRun]:
+        """Every run that has a key, in the order in which they began."""
+        found, token = [], None
+        while True:
+            page = self.client.search_runs(
+                [self._experiment_id],
+                max_results=1000,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            found += [_logged(run) for run in page if "lowrank.key" in run.data.tags]
+            token = page.token
+            if not token:
+                return found
+
+    def record(self, run: LoggedRun) -> ModelRecord | None:
+        """What `RunWriter.record` wrote; None if the run has no record, or not in this form."""
+        text = self._text(run.run_id, RECORD)
+        try:
+            return ModelRecord.from_json(text) if text else None
+        except (ValueError, TypeError, KeyError) as error:
+            logger.warning("run %s: its %s cannot be read: %s", run.run_id, RECORD, error)
+            return None
+
+    def setting(self, run: LoggedRun) -> dict[str, Any]:
+        """What `RunWriter.setting` wrote; empty if nothing was."""
+        return json.loads(self._text(run.run_id, SETTING) or "{}")
+
+    def _text(self, run_id: str, name: str) -> str | None:
+        from mlflow.exceptions import MlflowException
+
+        with tempfile.TemporaryDirectory(prefix="lowrank-records-") as folder:
+            try:
+                path = Path(self.client.download_artifacts(run_id, name, folder))
+                return path.read_text(encoding="utf-8")
+            except (MlflowException, OSError):
+                return None
+
+
+def _logged(run: Any) -> LoggedRun:
+    ended = run.info.end_time
+    return LoggedRun(
+        run_id=run.info.run_id,
+        key=run.data.tags["lowrank.key"],
+        status=run.info.status,
+        started=run.info.start_time / 1000,
+        ended=None if ended is None else ended / 1000,
+        params=dict(run.data.params),
+        tags=dict(run.data.tags),
+    )
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Params as a run has them: inner mappings as `outer.inner`."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def _unreachable(uri: str, error: Exception) -> str:

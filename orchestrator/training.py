@@ -16,11 +16,14 @@ from lowrank.pruner import Pruner
 from lowrank.schedule import warmup_cosine
 from orchestrator.errors import TrialError
 from orchestrator.records import CurvePoint
-from orchestrator.tasks.base import TrainingTask
+from orchestrator.tasks import Distillation, TrainingTask
 from orchestrator.workers import Workers
 
 logger = logging.getLogger(__name__)
 
+REWARM_STEPS = 10
+"""Steps over which a stretch within a common schedule comes up to its rate: Adam's second moment,
+with a decay of 0.98, has then seen a fifth of its window."""
 POINTS_PER_STRETCH = 40
 """Curve points without validation: enough to see a shape, few enough for one MLflow batch."""
 
@@ -53,7 +56,8 @@ class Recorder:
         self.flush()
         progress = {k: getattr(point, k) for k in point.__dataclass_fields__}
         self.workers.report(
-            {k: v for k, v in progress.items() if v is not None} | {"total_steps": self.total_steps}
+            {k: v for k, v in progress.items() if v not in (None, {})}
+            | {"total_steps": self.total_steps}
         )
 
     def flush(self) -> None:
@@ -72,14 +76,23 @@ class Stretch:
     max_grad_norm: float
     evaluate_every: int
     warmup_fraction: float = 0.05
+    schedule_steps: int | None = None
+    """Steps of the job over which the learning rate falls, this stretch being a part of them; by
+    default the stretch has a schedule of its own."""
     precision: str = "float32"
     keep_best: bool = False
     """End with the weights of the best validation instead of the last."""
-    teacher: nn.Module | None = None
-    distill: float = 0.0
-    temperature: float = 1.0
+    distillation: Distillation | None = None
     pruner: Pruner | None = None
     phase: str = "dense"
+
+    def rate_factor(self, step: int) -> float:
+        """Factor on the learning rates at a step of this stretch."""
+        if self.schedule_steps is None:
+            return warmup_cosine(step, self.num_steps, self.warmup_fraction)
+        factor = warmup_cosine(self.first_step + step, self.schedule_steps, self.warmup_fraction)
+        # a new optimizer has yet to learn how large gradients are
+        return factor * min(1.0, (step + 1) / REWARM_STEPS)
 
 
 def train(
@@ -107,6 +120,7 @@ def train(
     if stretch.num_steps == 0:
         return
     freeze_unused(model, task, workers)
+    task.begin_stretch()
     wrapped = workers.wrap(model)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     gates = _gate_ids(stretch.pruner)
@@ -116,7 +130,7 @@ def train(
     losses: list[Tensor] = []
     log_every = max(1, stretch.num_steps // POINTS_PER_STRETCH)
     for step in range(stretch.num_steps):
-        factor = warmup_cosine(step, stretch.num_steps, stretch.warmup_fraction)
+        factor = stretch.rate_factor(step)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             is_gates = bool(gates) and id(group["params"][0]) in gates
             group["lr"] = rate if is_gates else rate * factor
@@ -178,6 +192,7 @@ def freeze_unused(model: nn.Module, task: TrainingTask, workers: Workers) -> lis
     """
     if workers.world == 1:
         return []
+    task.begin_stretch()  # this batch has fewer rows than those of the last one
     batch = {k: v.to(workers.device) for k, v in task.batch(0, 0, task.batch_size).items()}
     task.loss(model, batch).backward()
     unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -205,7 +220,7 @@ def _step(
     with torch.autocast(
         workers.device.type, dtype=torch.bfloat16, enabled=stretch.precision == "bfloat16"
     ):
-        loss = task.loss(wrapped, batch, stretch.teacher, stretch.distill, stretch.temperature)
+        loss = task.loss(wrapped, batch, stretch.distillation)
     total = loss if stretch.pruner is None else loss + stretch.pruner.penalty()
     total.backward()
     torch.nn.utils.clip_grad_norm_(weights, stretch.max_grad_norm)
@@ -217,14 +232,13 @@ def _step(
 def _point(stretch: Stretch, step: int, rate: float) -> CurvePoint:
     """The curve point of a step, before the multipliers move on."""
     pruner, phase = stretch.pruner, stretch.phase
-    extras: dict[str, float] = {}
+    extras: dict[str, Any] = {}
     if pruner is not None:
-        phase = "anneal" if pruner.step_index < pruner.method.anneal_steps else "hold"
+        phase = "anneal" if pruner.target > pruner.method.density else "hold"
         extras = {
             "expected_density": float(pruner.expected_density().detach()),
             "target_density": pruner.target,
-            "lambda_linear": pruner.lagrangian.lambda_linear,
-            "lambda_quadratic": pruner.lagrangian.lambda_quadratic,
+            **pruner.control.figures(),
         }
     return CurvePoint(
         step=stretch.first_step + step + 1, phase=phase, seconds=0, learning_rate=rate, **extras
@@ -245,7 +259,10 @@ def _finite(value: float) -> float | None:
 
 
 def _gate_ids(pruner: Pruner | None) -> set[int]:
-    return {id(layer.gate.log_alpha) for layer in pruner.layers.values()} if pruner else set()
+    if pruner is None:
+        return set()
+    control = pruner.control
+    return {id(gate) for gate in (*control.gate_parameters(), *control.own_parameters)}
 
 
 class _Best:

@@ -11,7 +11,8 @@ from orchestrator.campaign_state import Site, TaskState
 from orchestrator.errors import TrialError
 from orchestrator.progress import tune_callback
 from orchestrator.records import FailedTrial, ModelRecord
-from orchestrator.search import dense_key
+from orchestrator.search import TrialPlan, dense_key, expected_trials, plan_trials
+from orchestrator.spec import content_hash
 from orchestrator.tasks import make_task
 from orchestrator.tracking import RunWriter
 from orchestrator.trial import Launch, tune_trial
@@ -24,38 +25,69 @@ class TrainingStage:
         self.site = site
 
     def run(self, state: TaskState) -> None:
-        """Train what is missing of a task: its dense reference, then its trials."""
-        task = state.task
-        key = dense_key(self.site.spec, task, state.data.content_hash)
-        dense_name = f"{task.name} dense"
-        state.dense = self._existing(key)
-        if state.dense is None:
-            launch = self._launch(
-                state, key, "dense", self.site.spec.method_of(task).model_dump(), {}
+        """Train what is missing of a task: its dense reference, then its trials in rounds."""
+        spec, progress = self.site.spec, self.site.progress
+        state.dense = self._dense(state)
+        records: dict[str, ModelRecord] = {}
+        while True:
+            failed = {trial.key for trial in state.failed}
+            state.plans = plan_trials(
+                spec,
+                state.task,
+                state.data.content_hash,
+                {key: record.quality for key, record in records.items()},
+                failed,
+                state.dense.metric.higher_is_better,
             )
-            self._run_trials(state, {dense_name: launch}, 1)
-            state.dense = self._existing(key)
-        else:
-            self.site.progress.done(dense_name, "already finished", reused=True)
-        if state.dense is None:
+            new = [p for p in state.plans if p.key not in records and p.key not in failed]
+            if not new:
+                break
+            self._round(state, new, records)
+        state.trials = [records[plan.key] for plan in state.plans if plan.key in records]
+        # of a method whose draws all failed nothing more is to come
+        progress.total_models += len(state.plans) - expected_trials(spec, state.task)
+
+    def _dense(self, state: TaskState) -> ModelRecord:
+        """The dense reference, trained if there is none."""
+        name = f"{state.task.name} dense"
+        key = dense_key(self.site.spec, state.task, state.data.content_hash)
+        record = self._existing(key)
+        if record is not None:
+            self.site.progress.done(name, "already finished", reused=True)
+            return record
+        self._run_trials(state, {name: self._launch(state, key, None)}, 1)
+        record = self._existing(key)
+        if record is None:
             reason = state.failed[-1].reason if state.failed else "no record was left"
-            raise TrialError(f"the dense reference of task {task.name} failed: {reason}", key)
+            raise TrialError(f"the dense reference of task {state.task.name} failed: {reason}", key)
+        return record
+
+    def _round(
+        self, state: TaskState, plans: list[TrialPlan], records: dict[str, ModelRecord]
+    ) -> None:
+        """Every plan ends as one of `records` or among the failed."""
         launches: dict[str, Launch] = {}
-        for plan in state.plans:
-            name = f"{task.name} {plan.name}"
-            if self._existing(plan.key) is not None:
+        for plan in plans:
+            name = f"{state.task.name} {plan.name}"
+            record = self._existing(plan.key)
+            if record is not None:
                 self.site.progress.done(name, "already finished", reused=True)
+                records[plan.key] = record
             else:
-                launches[name] = self._launch(
-                    state, plan.key, plan.name, plan.method.model_dump(), plan.searched
-                )
-        concurrent = cluster.concurrent_trials(
-            self.site.spec.resources_of(task), self.site.available
-        )
-        if launches:
-            self._run_trials(state, launches, concurrent)
-        records = [self._existing(plan.key) for plan in state.plans]
-        state.trials = [record for record in records if record is not None]
+                launches[name] = self._launch(state, plan.key, plan)
+        if not launches:
+            return
+        resources = self.site.spec.resources_of(state.task)
+        concurrent = cluster.concurrent_trials(resources, self.site.available)
+        self._run_trials(state, launches, concurrent)
+        failed = {trial.key for trial in state.failed}
+        for launch in launches.values():
+            key = launch.job["key"]
+            record = self._existing(key)
+            if record is not None:
+                records[key] = record
+            elif key not in failed:
+                state.failed.append(_failure(launch, "no record was left"))
 
     def _existing(self, key: str) -> ModelRecord | None:
         """A finished model with this key: both its record and its FINISHED run."""
@@ -64,46 +96,48 @@ class TrainingStage:
             return ModelRecord.load(path)
         return None
 
-    def _launch(
-        self, state: TaskState, key: str, name: str, method: dict[str, Any], params: dict[str, Any]
-    ) -> Launch:
-        task, dense = state.task, state.dense
-        run_id = self.site.tracking.model_run(
-            key,
-            state.run_id,
-            f"{task.name} {name}",
-            {
-                "task": task.name,
-                "seed": self.site.spec.seed,
-                "workers": self.site.spec.resources_of(task).workers,
-                "data_hash": state.data.content_hash,
-                "dense": task.dense.model_dump(),
-            }
-            # a dense reference outlives a change of method, and MLflow refuses changed parameters
-            | ({"method": method | params} if dense else {}),
-            {
-                "kind": "trial" if dense else "dense",
-                "spec_hash": self.site.spec.digest(),
-                **_versions(),
-            },
-        )
+    def _launch(self, state: TaskState, key: str, plan: TrialPlan | None) -> Launch:
+        """A job with its MLflow run; without a plan that of the dense reference."""
+        spec, task, dense = self.site.spec, state.task, state.dense
+        method = (plan.method if plan else spec.method_of(task)).model_dump()
+        seed = plan.seed if plan else spec.seed
+        params = {
+            "task": task.name,
+            "seed": seed,
+            "workers": spec.resources_of(task).workers,
+            "data_hash": state.data.content_hash,
+            "dense": task.dense.model_dump(),
+        }
+        tags = {
+            "kind": "trial" if plan else "dense",
+            "spec_hash": spec.digest(),
+            **_versions(),
+        }
+        # a dense reference outlives a change of method, and MLflow refuses changed parameters
+        if plan:
+            params |= _grouping(plan) | {"method": method}
+            # as tags too: MLflow's pages group and filter by either
+            tags |= {name: str(value) for name, value in _grouping(plan).items()}
+        name = f"{task.name} {plan.name if plan else 'dense'}"
+        run_id = self.site.tracking.model_run(key, state.run_id, name, params, tags)
         job = {
             "key": key,
             "task": task.model_dump(mode="json"),
             "method": method,
             "data": str(state.data.folder),
-            "seed": self.site.spec.seed,
+            "seed": seed,
             "dense": dense.export if dense else None,
         }
         return Launch(
             job=job,
-            storage=self.site.spec.storage,
-            campaign=self.site.spec.name,
-            resources=self.site.spec.resources_of(task).model_dump(),
+            storage=spec.storage,
+            campaign=spec.name,
+            resources=spec.resources_of(task).model_dump(),
             tracking_uri=self.site.tracking.uri,
             run_id=run_id,
             metric=make_task(task, state.data, 0).metric.name,
             dense_record=str(self.site.layout.record(dense.key)) if dense else None,
+            method_name=plan.method_name if plan else "",
         )
 
     def _run_trials(self, state: TaskState, launches: dict[str, Launch], concurrent: int) -> None:
@@ -133,14 +167,29 @@ class TrainingStage:
                 failure = f"{type(result.error).__name__}: {str(result.error).splitlines()[-1]}"
                 RunWriter(self.site.tracking.uri, launch["run_id"]).end("FAILED", failure)
             if failure:
-                state.failed.append(
-                    FailedTrial(
-                        key=launch["job"]["key"],
-                        task=state.task.name,
-                        config=launch["job"]["method"],
-                        reason=failure,
-                    )
-                )
+                state.failed.append(_failure(Launch(**launch), failure))
+
+
+def _failure(launch: Launch, reason: str) -> FailedTrial:
+    return FailedTrial(
+        key=launch.job["key"],
+        task=launch.job["task"]["name"],
+        config=launch.job["method"],
+        reason=reason,
+        method_name=launch.method_name,
+        seed=launch.job["seed"],
+    )
+
+
+def _grouping(plan: TrialPlan) -> dict[str, Any]:
+    """By what the runs of a task are told apart; `config` is common to a draw and its repeats."""
+    return {
+        "method_name": plan.method_name,
+        "density": plan.method.density,
+        "seed": plan.seed,
+        "repeat": plan.repeat,
+        "config": content_hash(plan.method.model_dump(mode="json"), 8),
+    }
 
 
 def _versions() -> dict[str, str]:

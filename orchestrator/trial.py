@@ -35,6 +35,8 @@ class Launch:
     """Name of the task's metric, for the keys of the curves."""
     dense_record: str | None = None
     """record.json of the dense reference; None for a dense job."""
+    method_name: str = ""
+    """Goes into the record; the job itself has no use for it."""
 
     @property
     def layout(self) -> Layout:
@@ -44,8 +46,9 @@ class Launch:
 def worker(config: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs. Returns the reason if the job itself is at fault."""
     from lowrank.errors import LowRankError
+    from orchestrator.job import Job
     from orchestrator.tracking import RunWriter
-    from orchestrator.train_loop import Job, run_job
+    from orchestrator.train_loop import run_job
     from orchestrator.workers import RayWorkers
 
     workers = RayWorkers()
@@ -156,10 +159,15 @@ def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
 
 
 def _log(launch: Launch, record: ModelRecord, writer: Any) -> ModelRecord:
-    from orchestrator.train_loop import with_densities
+    from orchestrator.export_model import with_densities
 
     home = launch.layout.model(record.key)
-    record = replace(record, export=str(home), mlflow_run_id=launch.run_id)
+    record = replace(
+        record,
+        export=str(home),
+        mlflow_run_id=launch.run_id,
+        method_name=launch.method_name,
+    )
     if launch.dense_record is not None:
         dense = ModelRecord.load(Path(launch.dense_record))
         record = replace(record, densities=with_densities(record, dense))

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import getpass
 import math
-from collections.abc import Mapping
+import re
+import socket
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 MISSING = "n/a"
+
+_PART = r"[^\s/'\"`,;:()\[\]{}<>|]+"
+_PATH = re.compile(rf"(?<![\w.:/~…-])(?:\w[\w+.]*:/)?~?/+(?:{_PART}/)*({_PART})")
+_ADDRESS = re.compile(
+    r"https?://[^\s'\"]+|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b|(?<![\w/])[\w.+-]+@[\w.-]+"
+)
 
 
 def number(value: float) -> str:
@@ -93,10 +102,10 @@ def plural(number_of: int, noun: str) -> str:
     return f"{number_of} {noun}{'' if number_of == 1 else 's'}"
 
 
-def trial_name(config: Mapping[str, Any]) -> str:
-    """`density 0.3, penalty_lr 0.1`: what every campaign sets and what it searches."""
-    parts = [f"{k} {short(config[k])}" for k in ("density", "penalty_lr") if k in config]
-    return ", ".join(parts) or "trial"
+def settings(config: Mapping[str, Any], fields: Iterable[str]) -> str:
+    """`density 0.3, penalty_lr 0.1`: those of the fields that have a value."""
+    known = [field for field in fields if config.get(field) is not None]
+    return ", ".join(f"{field} {short(config[field])}" for field in known)
 
 
 def facts(values: Mapping[str, Any]) -> str:
@@ -116,3 +125,22 @@ def _fact(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return short(value)
+
+
+def without_places(text: str) -> str:
+    """A text for the public: of an absolute path or URI the last part, no addresses, no names.
+
+    `/home/ada/data/train.txt` is `…/train.txt`. Hidden by name are this machine and its user,
+    whom messages of the operating system may name.
+    """
+    text = _PATH.sub(r"…/\1", _ADDRESS.sub("…", text))
+    for name in {socket.gethostname(), _user()} - {"", "root", "localhost"}:
+        text = re.sub(rf"\b{re.escape(name)}\b", "…", text)
+    return text
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return ""

@@ -27,7 +27,8 @@ from orchestrator.spec import (
     TrackingSpec,
 )
 from orchestrator.spec_block import Block
-from orchestrator.spec_method import Distribution, MethodSpec, SearchSpec
+from orchestrator.spec_method import MethodSpec
+from orchestrator.spec_search import ComparedMethod, Distribution, SearchSpec
 
 TARGET = Path(__file__).parent.parent / "docs" / "spec.md"
 
@@ -44,6 +45,7 @@ SECTIONS: list[tuple[str, type[Block]]] = [
     ("dense", DenseSpec),
     ("method", MethodSpec),
     ("search", SearchSpec),
+    ("a method in search.methods", ComparedMethod),
     ("a range in search", Distribution),
     ("measure", MeasureSpec),
     ("select", SelectSpec),

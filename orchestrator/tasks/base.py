@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,10 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orchestrator.data.prepare import PreparedData
+from orchestrator.errors import ModelError
 from orchestrator.records import Metric
 from orchestrator.spec import Classification, LanguageModelling, content_hash
+from orchestrator.tasks.distillation import Distillation, hidden_loss, soft_loss
 
 Batch = dict[str, Tensor]
+
+Role = Literal["student", "teacher"]
+"""Who looks at a batch: the model that is trained, or the one it learns from."""
 
 
 class TrainingTask(ABC):
@@ -51,6 +56,16 @@ class TrainingTask(ABC):
     def example_inputs(self, batch: int, length: int) -> Batch:
         """Inputs of an exact shape, for counting and timing; valid token ids."""
 
+    def begin_stretch(self) -> None:  # noqa: B027 - most tasks remember nothing
+        """Called before the first step of a stretch: forget what the last one left behind."""
+
+    def output(self, model: nn.Module, inputs: Batch, role: Role, **options: Any) -> Any:
+        """The model's output, with `.logits` [..., classes], for a training batch.
+
+        A task whose models remember the last batch keeps the memories of both roles apart.
+        """
+        return model(**inputs, **options)
+
     def batch(self, step: int, rank: int, world: int) -> Batch:
         """One worker's share of a step's batch."""
         return self.collate(self.global_batch(step)[rank::world])
@@ -59,29 +74,36 @@ class TrainingTask(ABC):
         self,
         model: nn.Module,
         batch: Batch,
-        teacher: nn.Module | None = None,
-        distill: float = 0.0,
-        temperature: float = 1.0,
+        distillation: Distillation | None = None,
     ) -> Tensor:
-        """(1 - w) cross-entropy + w tau^2 KL(teacher || student), mean over predictions.
-
-        Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), section 2.
-        """
+        """(1 - w) cross-entropy + w tau^2 KL(teacher || student) + v hidden states, mean over
+        predictions."""
         labels = batch["labels"]
         inputs = {name: value for name, value in batch.items() if name != "labels"}
-        logits = model(**inputs).logits.float().flatten(0, -2)
+        hidden = distillation is not None and distillation.hidden > 0
+        options = {"output_hidden_states": True} if hidden else {}
+        output = self.output(model, inputs, "student", **options)
+        logits = output.logits.float().flatten(0, -2)
         hard = F.cross_entropy(logits, labels.flatten())
-        if teacher is None or distill == 0:
+        if distillation is None:
             return hard
         with torch.no_grad():
-            target = teacher(**inputs).logits.float().flatten(0, -2)
-        soft = F.kl_div(
-            F.log_softmax(logits / temperature, -1),
-            F.log_softmax(target / temperature, -1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return (1 - distill) * hard + distill * temperature**2 * soft
+            wanted = self.output(distillation.teacher, inputs, "teacher", **options)
+        target = wanted.logits.float().flatten(0, -2)
+        loss = (1 - distillation.weight) * hard
+        loss = loss + distillation.weight * soft_loss(logits, target, distillation.temperature)
+        if hidden:
+            if output.hidden_states is None:
+                raise ModelError(f"{type(distillation.teacher).__name__} has no hidden states")
+            # the first are the embeddings, before any layer
+            states, targets = output.hidden_states[1:], wanted.hidden_states[1:]
+            mask = inputs.get("attention_mask")
+            loss = loss + distillation.hidden * hidden_loss(states, targets, mask)
+        return loss
+
+    def model_inputs(self, batch: Batch) -> Batch:
+        """What a model takes of a batch when nothing is remembered."""
+        return {name: value for name, value in batch.items() if name != "labels"}
 
     def generator(self, *parts: int | str) -> np.random.Generator:
         """A stream of its own for every purpose, from the task's seed."""
@@ -92,9 +114,13 @@ def make_task(
     spec: LanguageModelling | Classification, data: PreparedData, seed: int
 ) -> TrainingTask:
     """The runtime form of a task of the spec."""
+    from orchestrator.models import carries_state
     from orchestrator.tasks.classification import ClassificationTask
     from orchestrator.tasks.language_modelling import LanguageModellingTask
+    from orchestrator.tasks.recurrent import RecurrentLanguageModellingTask
 
-    if isinstance(spec, LanguageModelling):
-        return LanguageModellingTask(spec, data, seed)
-    return ClassificationTask(spec, data, seed)
+    if isinstance(spec, Classification):
+        return ClassificationTask(spec, data, seed)
+    if carries_state(spec.model):
+        return RecurrentLanguageModellingTask(spec, data, seed)
+    return LanguageModellingTask(spec, data, seed)

@@ -44,7 +44,7 @@ tasks:
     resources: {{workers: 1, concurrent_trials: 2}}
     max_eval_examples: 60
     evaluate_every: 15
-method: {{anneal_steps: 10, hold_steps: 5, finetune_steps: 10}}
+method: {{kind: flop-l0, steps: 25, gated_fraction: 0.6}}
 search:
   # no model of these shapes can be that small: the last trial fails, the campaign does not
   density: [0.5, 0.001]

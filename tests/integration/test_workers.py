@@ -11,8 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from orchestrator.data.prepare import prepare_data
+from orchestrator.job import Job
 from orchestrator.spec_io import load_spec
-from orchestrator.train_loop import Job, run_job
+from orchestrator.train_loop import run_job
 from orchestrator.workers import LocalWorkers
 from tests.integration.conftest import environment, write_spec
 
@@ -25,7 +26,8 @@ with ray_session():
     import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-    from orchestrator.train_loop import Job, run_job
+    from orchestrator.job import Job
+    from orchestrator.train_loop import run_job
     from orchestrator.workers import RayWorkers
 
     def work(config):
@@ -47,9 +49,10 @@ def test_two_workers_equal_one(tmp_path: Path) -> None:
         spec,
         [
             "tasks.letters.dense.steps=4",
-            "method.finetune_steps=2",
-            "method.anneal_steps=3",
-            "method.hold_steps=1",
+            "method.kind=flop-l0",
+            "method.start=svd",
+            "method.steps=6",
+            "method.gated_fraction=0.67",
         ],
     )
     task = campaign.task("letters")

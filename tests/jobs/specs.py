@@ -30,7 +30,7 @@ tasks:
       config: {{num_hidden_layers: 1, hidden_size: 32, num_attention_heads: 2,
                intermediate_size: 64, max_position_embeddings: 16}}
     dense: {{steps: 6, learning_rate: 5e-3, batch: 8}}
-method: {{anneal_steps: 3, hold_steps: 1, finetune_steps: 4, density: 0.4}}
+method: {{kind: flop-l0, steps: 8, gated_fraction: 0.5, start: svd, density: 0.4}}
 search:
   density: [0.5, 0.25]
   trials_per_density: 2

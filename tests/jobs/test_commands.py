@@ -18,10 +18,11 @@ from orchestrator.layout import Layout
 from orchestrator.promotion import registered_name
 from orchestrator.records import CampaignResult, Choice, ModelRecord
 from orchestrator.registry import CHAMPION, Registry
+from orchestrator.search import dense_key
 from orchestrator.spec_io import dump_spec, load_spec
 from orchestrator.tracking import RunWriter, Tracking
 from tests.jobs.specs import line_of, write_spec
-from tests.orchestrator.record_factory import make_campaign, make_task_result
+from tests.orchestrator.record_factory import make_campaign, make_dense, make_task_result
 from tests.orchestrator.small import Family
 
 Lowrank = Callable[..., Result]
@@ -117,10 +118,11 @@ class TestValidate:
         assert "is a folder" in refused(lowrank("validate", tmp_path), 2)
 
 
-@pytest.mark.parametrize("command", ["run", "report", "promote", "rollback", "ui"])
+@pytest.mark.parametrize("command", ["run", "report", "results", "promote", "rollback", "ui"])
 def test_every_command_checks_the_spec_first(lowrank: Lowrank, tmp_path: Path, command: str):
     path = write_spec(tmp_path, "seed: 3", "seed: many")
-    assert f"{path}:2: seed" in refused(lowrank(command, path), 2)
+    more = ["--out", tmp_path / "page.md"] if command == "results" else []
+    assert f"{path}:2: seed" in refused(lowrank(command, path, *more), 2)
     assert not (tmp_path / "runs").exists()
 
 
@@ -148,17 +150,64 @@ class TestBeforeARun:
 
 
 class TestTask:
-    @pytest.mark.parametrize("command", ["promote", "rollback", "compress"])
+    @pytest.mark.parametrize("command", ["promote", "rollback", "compress", "results"])
     def test_an_unknown_task_is_named_with_the_known(
         self, lowrank: Lowrank, spec: Path, command: str
     ):
-        more = ["--output", spec.parent / "out"] if command == "compress" else []
+        options = {"compress": ["--output", "out"], "results": ["--out", "page.md"]}
+        more = options.get(command, [])
         shown = refused(lowrank(command, spec, "--task", "nobody", *more), 1)
         assert shown == "--task: no task 'nobody'; tasks: letters, moods"
 
     def test_of_several_one_must_be_chosen(self, lowrank: Lowrank, spec: Path):
         shown = refused(lowrank("rollback", spec), 1)
         assert shown == "--task is needed, the spec has 2: letters, moods"
+
+
+class TestResults:
+    def test_nothing_is_recorded_yet(self, lowrank: Lowrank, spec: Path):
+        before = sorted(spec.parent.rglob("*"))
+        shown = refused(lowrank("results", spec, "--task", "letters", "--out", "page.md"), 1)
+        assert shown == f"nothing is recorded in sqlite:///{spec.parent}/runs/mlflow.db yet"
+        assert sorted(spec.parent.rglob("*")) == before
+
+    def test_a_page_must_be_named_and_be_markdown(self, lowrank: Lowrank, spec: Path):
+        result = lowrank("results", spec, "--task", "letters")
+        assert result.exit_code == 2
+        assert "--out" in result.stderr
+        shown = refused(lowrank("results", spec, "--task", "letters", "--out", "page.html"), 1)
+        assert shown == "--out must name a file that ends in .md, got page.html"
+
+    def test_a_page_of_somebody_else_is_told_of_first(self, lowrank: Lowrank, spec: Path):
+        Path("page.md").write_text("# Mine")
+        shown = refused(lowrank("results", spec, "--task", "letters", "--out", "page.md"), 1)
+        assert shown.startswith("--out: page.md is there without a block <!-- notes -->")
+        assert Path("page.md").read_text() == "# Mine"
+
+    def test_a_parent_is_needed_and_then_there_is_a_page(
+        self, lowrank: Lowrank, store: str, tmp_path: Path
+    ):
+        storage = ("--set", f"storage={tmp_path}")
+        spec = load_spec(write_spec(tmp_path), [storage[1]])
+        words = ("results", tmp_path / "spec.yaml", "--task", "letters", "--out", "docs/page.md")
+        tracking = Tracking(store, "small", tmp_path / "artifacts")
+        shown = refused(lowrank(*words, *storage), 1)
+        assert "the dense reference of task 'letters' is not finished" in shown
+
+        task = spec.task("letters")
+        params = {"task": "letters", "seed": 3, "data_hash": "d", "dense": task.dense.model_dump()}
+        run = tracking.model_run(
+            dense_key(spec, task, "d"), "p", "dense", params, {"kind": "dense"}
+        )
+        writer = RunWriter(store, run)
+        writer.record_file(make_dense(task="letters"))
+        writer.end("FINISHED")
+        result = lowrank(*words, *storage)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout == "docs/page.md: 0 trials, 4 missing\n"
+        page = Path("docs/page.md").read_text()
+        assert "lowrank results spec.yaml --task letters --out docs/page.md" in page
+        assert str(tmp_path) not in page
 
 
 class TestCompress:

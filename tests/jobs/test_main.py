@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from jobs.__main__ import app
 
-COMMANDS = ["validate", "run", "report", "promote", "rollback", "compress", "ui"]
+COMMANDS = ["validate", "run", "report", "results", "promote", "rollback", "compress", "ui"]
 HEAVY = {"torch", "ray", "mlflow", "transformers", "pydantic", "numpy", "orchestrator", "lowrank"}
 
 HELP = """

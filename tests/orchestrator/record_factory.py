@@ -152,6 +152,7 @@ def make_curve(
                 target_density=target if gated else None,
                 lambda_linear=lambda_linear if gated else None,
                 lambda_quadratic=lambda_quadratic if gated else None,
+                undecided=max(0.0, 0.2 - step / ANNEAL / 5) if gated else None,
             )
         )
     return points
@@ -212,7 +213,10 @@ def make_trial(
             "kind": "flop-l0",
             "density": density,
             "penalty_lr": penalty_lr,
-            "anneal_steps": ANNEAL,
+            "budget": "parameters",
+            "steps": ANNEAL + HOLD + FINETUNE,
+            "gated_fraction": (ANNEAL + HOLD) / (ANNEAL + HOLD + FINETUNE),
+            "anneal_fraction": ANNEAL / (ANNEAL + HOLD),
             "distill": 0.5,
         },
         "densities": Densities.of(size, dense.size),

@@ -15,10 +15,13 @@ from unittest import mock
 import torch
 
 from orchestrator.data.prepare import PreparedData, prepare_data
+from orchestrator.export_model import with_densities
+from orchestrator.job import Job
 from orchestrator.records import RECORD, ModelRecord
 from orchestrator.spec import Classification, LanguageModelling, MethodSpec
+from orchestrator.spec_method import merge_method
 from orchestrator.tasks import TrainingTask, make_task
-from orchestrator.train_loop import Job, run_job, with_densities
+from orchestrator.train_loop import run_job
 from orchestrator.workers import LocalWorkers
 from tests.orchestrator.data.tasks import (
     classification_task,
@@ -58,6 +61,30 @@ BERT = {
 DENSE = {"steps": 30, "learning_rate": 5e-3, "batch": 8}
 LENGTH = 16
 """Context of the language task, most tokens of an example of the classification."""
+
+OTHER_VALUES: dict[str, Any] = {
+    "start": "svd",
+    "start_rank": "break-even",
+    "start_excess": 3.0,
+    "calibration_batches": 7,
+    "budget": "macs",
+    "gated_fraction": 0.4,
+    "learning_rate": 2e-4,
+    "anneal_fraction": 0.5,
+    "gate_lr": 0.03,
+    "penalty_lr": 0.04,
+    "price_floor": 0.2,
+    "temperature": 0.5,
+    "init_open_prob": 0.9,
+    "floor_fraction": 0.1,
+    "allocation": "greedy",
+    "scope": "tensor",
+    "granularity": "block",
+    "block": 8,
+    "movement": True,
+    "form": "low-rank",
+}
+"""A value other than the default for every field of a method that not all kinds have."""
 
 WORDS = {
     "warm": ["fine", "great", "kind", "lovely"],
@@ -120,8 +147,10 @@ def ready(task: AnyTask, cache: Path, seed: int = 0) -> TrainingTask:
 
 
 def method(**fields: Any) -> MethodSpec:
-    fields = {"anneal_steps": 4, "hold_steps": 2, "finetune_steps": 6} | fields
-    return MethodSpec(**fields)
+    """By default hard concrete gates, 4 steps of anneal and 2 of hold, then 6 of fine-tuning."""
+    common = {"kind": "flop-l0", "steps": 12, "start": "svd"}
+    gated = {"gated_fraction": 0.5, "anneal_fraction": 0.67}
+    return MethodSpec(**merge_method(common | gated, fields))
 
 
 def make_job(

@@ -21,7 +21,7 @@ tasks:
     method: {density: 0.5}
 search:
   density: [0.5, 0.3]
-  penalty_lr: {log_uniform: [0.01, 1]}
+  gate_lr: {log_uniform: [0.01, 1]}
 """
 
 

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from lowrank import FlopL0, Pruner, find_layers
+from lowrank.counting import num_matrix_parameters
+from lowrank.hf import load_pretrained, save_pretrained
 from orchestrator.errors import ModelError
 from orchestrator.models import auto_class_of, build_config, build_model, resolve_pretrained
 from orchestrator.spec import ModelSpec
@@ -99,6 +102,38 @@ def test_a_folder_without_a_whole_model_is_named(
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelError, match=str(tmp_path)):
         build_model(with_model(either, pretrained=str(tmp_path)), either.data, seed=0)
+
+
+def test_every_matrix_of_a_llama_is_found_and_pruned(lm: Family, tmp_path: Path):
+    """Grouped queries: k and v are smaller than q and o; the head is not tied to the embedding."""
+    fields = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32,
+    }
+    model = build_model(with_model(lm, type="llama", config=fields), lm.data, seed=1)
+    attention = {f"self_attn.{name}_proj" for name in "qkvo"}
+    feed_forward = {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+    every = {f"model.layers.{i}.{name}" for i in (0, 1) for name in attention | feed_forward}
+    assert set(find_layers(model).layers) == every | {"lm_head"}
+    only = set(find_layers(model, ["*self_attn*"]).layers)
+    assert only == {name for name in every if "self_attn" in name}
+    shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in every}
+    assert shapes["model.layers.0.self_attn.k_proj"] == (16, 32)
+    inputs = {"input_ids": torch.arange(12).view(2, 6)}
+    dense = model.eval()(**inputs).logits
+    pruner = Pruner(model, FlopL0(density=0.5), exclude=["*lm_head*"])
+    assert set(pruner.layers) == every
+    torch.testing.assert_close(pruner.model(**inputs).logits, dense, rtol=1e-3, atol=1e-4)
+    small = pruner.finish()
+    save_pretrained(small, tmp_path, "AutoModelForCausalLM")
+    loaded = load_pretrained(tmp_path)
+    assert torch.equal(loaded(**inputs).logits, small.eval()(**inputs).logits)
+    kept = num_matrix_parameters(loaded, sorted(every))
+    assert kept <= 0.5 * sum(rows * columns for rows, columns in shapes.values())
 
 
 def test_a_folder_with_a_model_is_loaded(lm: Family, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import string
 from dataclasses import fields, replace
@@ -57,10 +58,11 @@ POINTS = st.builds(
     step=COUNT,
     phase=TEXT,
     seconds=NUMBER,
+    extras=FIGURES,
     **{
         field.name: OPTIONAL
         for field in fields(CurvePoint)
-        if field.name not in ("step", "phase", "seconds")
+        if field.name not in ("step", "phase", "seconds", "extras")
     },
 )
 SPEEDS = st.builds(
@@ -96,6 +98,7 @@ RECORDS = st.builds(
     speed=st.lists(SPEEDS, max_size=2),
     mlflow_run_id=st.none() | TEXT,
     model_uri=st.none() | TEXT,
+    method_name=TEXT,
 )
 RESULTS = st.builds(
     CampaignResult,
@@ -118,6 +121,8 @@ RESULTS = st.builds(
                     task=TEXT,
                     config=st.dictionaries(TEXT, JSON, max_size=2),
                     reason=TEXT,
+                    method_name=TEXT,
+                    seed=st.none() | COUNT,
                 ),
                 max_size=2,
             ),
@@ -210,6 +215,15 @@ def test_densities_are_kept_fractions():
     found = Densities.of(half, size)
     assert (found.prunable, found.bytes, found.macs) == (0.25, 1.0, 0.125)
     assert found.parameters == pytest.approx(0.5)
+
+
+def test_records_of_earlier_versions_are_read():
+    """A dense reference may have taken hours."""
+    raw = json.loads(make_dense().to_json())
+    del raw["method_name"]
+    for point in raw["curve"]:
+        del point["extras"]
+    assert ModelRecord.from_dict(raw) == make_dense()
 
 
 def test_speed_of_a_batch_or_of_the_largest():

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from orchestrator.search import TrialPlan, dense_key, plan_trials, trial_key
+from orchestrator.search import TrialPlan, dense_key, expected_trials, plan_trials, trial_key
 from orchestrator.spec import CampaignSpec
 from tests.orchestrator.small import GPT2
 
@@ -26,11 +31,12 @@ SPEC: dict[str, Any] = {
     "name": "search",
     "seed": 7,
     "tasks": [TASK, TASK | {"name": "other"}],
+    "method": {"kind": "flop-l0"},
     "search": {
         "density": [0.5, 0.3],
         "trials_per_density": 4,
         "penalty_lr": {"log_uniform": [0.001, 1]},
-        "anneal_steps": {"uniform": [10, 400]},
+        "calibration_batches": {"uniform": [10, 400]},
     },
 }
 
@@ -44,15 +50,50 @@ print(json.dumps([[plan.key, plan.name] for plan in plan_trials(spec, spec.tasks
 
 
 def spec_with(**changes: Any) -> CampaignSpec:
-    return CampaignSpec.model_validate(SPEC | changes)
+    method = SPEC["method"] | changes.pop("method", {})
+    return CampaignSpec.model_validate(SPEC | {"method": method} | changes)
 
 
 def search(**fields: Any) -> dict[str, Any]:
     return {"density": [0.5]} | fields
 
 
-def plans(spec: CampaignSpec, task: int = 0, data: str = "data") -> list[TrialPlan]:
-    return plan_trials(spec, spec.tasks[task], data)
+def plans(spec: CampaignSpec, task: int = 0, data: str = "data", **ended: Any) -> list[TrialPlan]:
+    return plan_trials(spec, spec.tasks[task], data, **ended)
+
+
+def quality(plan: TrialPlan) -> float:
+    """Of a trial, if it were run: least for the rate nearest to 0.2."""
+    return abs(math.log((plan.method.penalty_lr or 1) / 0.2)) + plan.seed / 100
+
+
+@dataclass
+class Ran:
+    """What the rounds of a task came to."""
+
+    rounds: list[list[TrialPlan]] = field(default_factory=list)
+    finished: dict[str, float] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def plans(self) -> list[TrialPlan]:
+        return [plan for found in self.rounds for plan in found]
+
+
+def run(spec: CampaignSpec, fails: Callable[[TrialPlan], bool] = lambda plan: False) -> Ran:
+    """All rounds of a task, as the training stage drives them."""
+    ran = Ran()
+    while True:
+        found = plans(spec, finished=ran.finished, failed=ran.failed)
+        new = [p for p in found if p.key not in ran.finished and p.key not in ran.failed]
+        if not new:
+            return ran
+        ran.rounds.append(new)
+        for plan in new:
+            if fails(plan):
+                ran.failed.append(plan.key)
+            else:
+                ran.finished[plan.key] = quality(plan)
 
 
 def test_every_density_gets_its_trials():
@@ -63,7 +104,8 @@ def test_every_density_gets_its_trials():
     for plan in found:
         assert 0.001 <= plan.method.penalty_lr <= 1
         assert plan.searched == {
-            name: getattr(plan.method, name) for name in ("density", "penalty_lr", "anneal_steps")
+            name: getattr(plan.method, name)
+            for name in ("density", "penalty_lr", "calibration_batches")
         }
 
 
@@ -116,17 +158,17 @@ def test_equal_draws_are_one_trial():
 
 def test_whole_numbers_are_drawn_for_steps():
     for plan in plans(spec_with()):
-        steps = plan.searched["anneal_steps"]
+        steps = plan.searched["calibration_batches"]
         assert type(steps) is int
-        assert f"anneal_steps={steps}" in plan.name.split()
+        assert f"calibration_batches={steps}" in plan.name.split()
 
 
 def test_listed_values_stay_as_written():
-    listed = search(density=[0.1234567, 0.1234568], penalty_lr=[0.987654321], hold_steps=[5.0])
+    listed = search(density=[0.1234567, 0.1234568], penalty_lr=[0.987654321], steps=[5.0])
     found = plans(spec_with(search=listed))
     assert [plan.method.density for plan in found] == [0.1234567, 0.1234568]
     assert {plan.method.penalty_lr for plan in found} == {0.987654321}
-    assert {repr(plan.searched["hold_steps"]) for plan in found} == {"5"}
+    assert {repr(plan.searched["steps"]) for plan in found} == {"5"}
     # the names tell them apart: a campaign looks them up by name
     assert len({plan.name for plan in found}) == 2
 
@@ -154,9 +196,9 @@ def keys_of(spec: CampaignSpec, data: str = "data") -> tuple[str, str]:
         ({"method": {"include": ["*attn*"]}}, True),
         ({"method": {"exclude": ["*lm_head*"]}}, True),
         ({"method": {"max_grad_norm": 0.5}}, True),
-        ({"method": {"finetune_steps": 7}}, False),
+        ({"method": {"steps": 7}}, False),
         ({"method": {"distill": 0.123}}, False),
-        ({"tasks": [TASK | {"method": {"hold_steps": 1}}]}, False),
+        ({"tasks": [TASK | {"method": {"steps": 1}}]}, False),
     ],
 )
 def test_what_decides_a_result_is_in_the_key(changes: dict[str, Any], dense_too: bool):
@@ -203,3 +245,167 @@ def test_a_value_written_out_is_the_value_inherited():
     assert trial_key(plain, plain.tasks[0], method, "d") != trial_key(
         plain, plain.tasks[1], method, "d"
     )
+
+
+# --------------------------------------------------------------------------- rounds
+
+DRAWN = {"penalty_lr": {"log_uniform": [0.01, 1]}}
+TWO = {"near": {}, "far": {"penalty_lr": {"log_uniform": [0.8, 1]}, "distill": 0.2}}
+TUNED = search(density=[0.5, 0.3, 0.1], trials_per_density=3, tune_at=0.3, repeats=2) | DRAWN
+
+
+def test_keys_and_draws_are_those_of_earlier_versions():
+    """Of dense references that took hours, and of campaigns whose tables are published."""
+    spec = spec_with()
+    dense = [dense_key(spec, task, "data") for task in spec.tasks]
+    assert dense == ["e3edf7fbfea69d6b", "4a347174f8800042"]
+    assert [plan.name for plan in plans(spec)[:3]] == [
+        "density=0.5 calibration_batches=160 penalty_lr=0.00203",
+        "density=0.3 calibration_batches=246 penalty_lr=0.6274",
+        "density=0.5 calibration_batches=335 penalty_lr=0.01923",
+    ]
+
+
+def test_without_methods_there_is_one_called_by_its_kind():
+    tasks = [TASK, TASK | {"name": "other", "method": {"kind": "flop-l0"}}]
+    spec = spec_with(method={"kind": "adaptive"}, tasks=tasks, search=search())
+    assert [p.method_name for task in (0, 1) for p in plans(spec, task)] == ["adaptive", "flop-l0"]
+
+
+def test_repeats_follow_the_best_draw_of_each_density():
+    spec = spec_with(search=SPEC["search"] | {"repeats": 3})
+    ran = run(spec)
+    draws, repeats = ran.rounds
+    assert [plan.key for plan in draws] == [plan.key for plan in plans(spec_with())]
+    assert {(plan.seed, plan.repeat) for plan in draws} == {(7, 0)}
+    for density in (0.5, 0.3):
+        best = min((p for p in draws if p.method.density == density), key=quality)
+        again = [p for p in repeats if p.method.density == density]
+        assert [(p.seed, p.repeat, p.searched) for p in again] == [
+            (8, 1, best.searched),
+            (9, 2, best.searched),
+        ]
+        assert [p.name for p in again] == [f"{best.name} seed=8", f"{best.name} seed=9"]
+        assert len({best.key, *(p.key for p in again)}) == 3
+    higher = plans(spec, finished=dict.fromkeys([p.key for p in draws], 1.0), higher_is_better=True)
+    assert higher[8].searched == draws[0].searched, "the first of equals"
+    worst = max((p for p in draws if p.method.density == 0.5), key=quality)
+    higher = plans(spec, finished={p.key: quality(p) for p in draws}, higher_is_better=True)
+    assert higher[8].searched == worst.searched
+
+
+def test_a_density_does_not_wait_for_the_others():
+    spec = spec_with(search=SPEC["search"] | {"repeats": 2})
+    draws = plans(spec)
+    finished = {p.key: quality(p) for p in draws if p.method.density == 0.3}
+    (more,) = plans(spec, finished=finished)[8:]
+    assert more.method.density == 0.3
+    finished.popitem()
+    assert plans(spec, finished=finished) == draws
+
+
+def test_the_winner_of_one_density_goes_to_all():
+    ran = run(spec_with(search=TUNED))
+    draws, rest = ran.rounds
+    assert [plan.method.density for plan in draws] == [0.3] * 3
+    best = min(draws, key=quality)
+    assert [(p.method.density, p.repeat) for p in rest] == [
+        (0.5, 0), (0.5, 1), (0.3, 1), (0.1, 0), (0.1, 1),
+    ]  # fmt: skip
+    assert {p.method.penalty_lr for p in rest} == {best.method.penalty_lr}
+    assert len({p.name for p in ran.plans}) == len(ran.plans)
+
+
+def test_each_method_draws_for_itself_under_its_own_name():
+    spec = spec_with(search=search(trials_per_density=2, methods=TWO) | DRAWN)
+    near, far = plans(spec)[:2], plans(spec)[2:]
+    assert {p.method_name for p in near} == {"near"}
+    assert all(p.name.startswith("far density=0.5 penalty_lr=") for p in far)
+    assert all(p.method.penalty_lr >= 0.8 and p.method.distill == 0.2 for p in far)
+    assert all("distill" not in p.searched for p in far)
+    # another method beside it changes nothing
+    alone = spec_with(search=search(trials_per_density=2, methods={"far": TWO["far"]}))
+    assert plans(alone) == far
+
+
+def test_equal_methods_with_different_names_are_two():
+    found = plans(spec_with(search=search(methods={"a": {}, "b": {}})))
+    assert found[0].method == found[1].method
+    assert found[0].key != found[1].key
+
+
+def test_a_method_may_have_its_own_number_of_draws_and_repeats():
+    methods = {"a": {}, "b": {"trials_per_density": 4, "repeats": 1}, "c": {"repeats": 5}}
+    values = search(trials_per_density=2, repeats=2, methods=methods) | DRAWN
+    ran = run(spec_with(search=values))
+    for round_, numbers in zip(ran.rounds, ([2, 4, 2], [1, 0, 4]), strict=True):
+        counted = Counter(plan.method_name for plan in round_)
+        assert [counted[name] for name in "abc"] == numbers
+
+
+def test_a_field_of_the_search_is_for_the_kinds_that_have_it():
+    methods = {"gates": {}, "ranks": {"kind": "low-rank", "finetune_learning_rate": [1e-3, 2e-3]}}
+    found = plans(spec_with(search=search(methods=methods) | DRAWN))
+    assert [sorted(plan.searched) for plan in found] == [
+        ["density", "penalty_lr"],
+        ["density", "finetune_learning_rate"],
+    ]
+
+
+def test_failed_draws_leave_the_choice_to_the_others():
+    best = min(plans(spec_with(search=TUNED)), key=quality)
+    ran = run(spec_with(search=TUNED), lambda plan: plan.key == best.key)
+    second = sorted(ran.rounds[0], key=quality)[1]
+    assert {p.method.penalty_lr for p in ran.rounds[1]} == {second.method.penalty_lr}
+
+
+def test_without_a_winner_there_are_no_repeats_and_other_methods_go_on():
+    spec = spec_with(search=TUNED | {"methods": TWO})
+    ran = run(spec, lambda plan: plan.method_name == "near")
+    assert Counter(p.method_name for p in ran.plans) == {"near": 3, "far": 8}
+
+
+def test_a_draw_without_a_figure_never_wins():
+    spec = spec_with(search=TUNED)
+    draws = plans(spec)
+    finished = {draws[0].key: math.nan, draws[1].key: 5.0, draws[2].key: math.inf}
+    assert plans(spec, finished=finished)[3].searched["penalty_lr"] == draws[1].method.penalty_lr
+    assert plans(spec, finished={plan.key: math.nan for plan in draws}) == draws
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (search(), 1),
+        (search(trials_per_density=5), 1),
+        (SPEC["search"], 8),
+        (SPEC["search"] | {"repeats": 3}, 12),
+        (TUNED, 8),
+        (TUNED | {"methods": TWO}, 16),
+    ],
+)
+def test_all_rounds_are_expected_from_the_start(values: dict[str, Any], expected: int):
+    spec = spec_with(search=values)
+    assert expected_trials(spec, spec.tasks[0]) == expected
+    assert len(run(spec).plans) == expected
+
+
+@settings(deadline=None, max_examples=30)
+@given(draw=st.data())
+def test_from_any_state_the_same_trials_come_out(draw: st.DataObject):
+    """Interrupted anywhere, with trials that failed once and then did not."""
+    spec = spec_with(
+        search=TUNED | {"methods": TWO, "tune_at": draw.draw(st.sampled_from([None, 0.3]))}
+    )
+    whole = run(spec)
+    keys = [plan.key for plan in whole.plans]
+    done = {key: whole.finished[key] for key in draw.draw(st.sets(st.sampled_from(keys)))}
+    while True:
+        found = plans(spec, finished=done)
+        assert {plan.key for plan in found} <= set(keys)
+        new = [plan for plan in found if plan.key not in done]
+        if not new:
+            break
+        for plan in draw.draw(st.lists(st.sampled_from(new), min_size=1)):
+            done[plan.key] = whole.finished[plan.key]
+    assert sorted(plan.key for plan in found) == sorted(keys)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from orchestrator.spec import CampaignSpec, MethodSpec, content_hash
 from orchestrator.spec_io import dump_spec
-from orchestrator.spec_method import SEARCHABLE, SearchSpec
+from orchestrator.spec_search import SEARCHABLE, SearchSpec
 from orchestrator.spec_yaml import parse
 
 MINIMAL: dict[str, Any] = {
@@ -54,9 +54,9 @@ def merged(*parts):
 METHOD = block(
     include=st.lists(TEXT, min_size=1, max_size=3),
     exclude=st.lists(TEXT, max_size=3),
-    anneal_steps=SMALL,
-    penalty_lr=st.floats(1e-6, 100),
-    gate_lr=optional(st.floats(1e-6, 10)),
+    calibration_batches=SMALL,
+    anneal_fraction=st.floats(0, 1, exclude_max=True),
+    gate_lr=optional(st.floats(0, 10)),
     distill=st.floats(0, 1),
 )
 CHOICES = st.one_of(
@@ -64,10 +64,21 @@ CHOICES = st.one_of(
     st.tuples(st.floats(1e-6, 0.4), st.floats(0.5, 1)).map(lambda pair: {"log_uniform": pair}),
     st.tuples(st.floats(1e-6, 0.4), st.floats(0.5, 1)).map(lambda pair: {"uniform": pair}),
 )
-SEARCHED = st.dictionaries(st.sampled_from(["penalty_lr", "distill", "learning_rate"]), CHOICES)
+SEARCHED = st.dictionaries(st.sampled_from(["max_grad_norm", "distill", "learning_rate"]), CHOICES)
+SETTINGS = st.dictionaries(
+    st.sampled_from(["floor_fraction", "distill_temperature"]), CHOICES | st.floats(1e-6, 1)
+) | st.fixed_dictionaries({"gate_lr": st.none(), "start": st.just("svd")})
+COMPARED = merged(
+    block(trials_per_density=SMALL, repeats=optional(SMALL)),
+    SETTINGS | SETTINGS.map(lambda fields: {"fields": fields}),
+)
 SEARCH = merged(
     st.builds(lambda d: {"density": d}, st.lists(RATES, min_size=1, max_size=4, unique=True)),
-    block(trials_per_density=SMALL),
+    block(
+        trials_per_density=SMALL,
+        repeats=SMALL,
+        methods=st.dictionaries(NAMES, COMPARED, min_size=1, max_size=3),
+    ),
     SEARCHED | SEARCHED.map(lambda fields: {"fields": fields}),
 )
 DATA = st.one_of(
@@ -164,17 +175,24 @@ def test_minimal_spec_is_valid():
         changed(search={"density": []}),
         changed(search={"density": [0.5, 0.5]}),
         changed(search={"density": [0]}),
-        changed(search={"density": [0.5], "fields": {"penalty_lr": []}}),
-        changed(search={"density": [0.5], "fields": {"penalty_lr": [0]}}),
-        changed(search={"density": [0.5], "fields": {"anneal_steps": [1.5]}}),
+        changed(search={"density": [0.5], "fields": {"learning_rate": []}}),
+        changed(search={"density": [0.5], "fields": {"learning_rate": [0]}}),
+        changed(search={"density": [0.5], "fields": {"steps": [1.5]}}),
         changed(search={"density": [0.5], "fields": {"include": [["*"]]}}),
         changed(search={"density": [0.5], "fields": {"density": [0.1]}}),
-        changed(search={"density": [0.5], "penalty_lr": [1], "fields": {"penalty_lr": [1]}}),
-        changed(search={"density": [0.5], "penalty_lr": {"log_uniform": [0, 1]}}),
-        changed(search={"density": [0.5], "penalty_lr": {"uniform": [1, 1]}}),
-        changed(search={"density": [0.5], "penalty_lr": {}}),
+        changed(search={"density": [0.5], "learning_rate": [1], "fields": {"learning_rate": [1]}}),
+        changed(search={"density": [0.5], "learning_rate": {"log_uniform": [0, 1]}}),
+        changed(search={"density": [0.5], "learning_rate": {"uniform": [1, 1]}}),
+        changed(search={"density": [0.5], "learning_rate": {}}),
         changed(search={"density": [True]}),
-        changed(search={"density": [0.5], "penalty_lr": [True]}),
+        changed(search={"density": [0.5], "tune_at": 0.3}),
+        changed(search={"density": [0.5], "repeats": 0}),
+        changed(search={"density": [0.5], "methods": {"A": {}}}),
+        changed(search={"density": [0.5], "methods": {"a": None}}),
+        changed(search={"density": [0.5], "methods": {"a": {"density": 0.3}}}),
+        changed(search={"density": [0.5], "methods": {"a": {"kind": ["agp", "low-rank"]}}}),
+        changed(search={"density": [0.5], "methods": {"a": {"movement": [True]}}}),
+        changed(search={"density": [0.5], "learning_rate": [True]}),
         changed(measure={"repeats": 6}),
         changed(select={"require": ["nonsense"]}),
         changed(select={"require": ["speedup >= 1.2 @ batch 64"]}),
@@ -199,10 +217,11 @@ def test_refused(values):
 
 
 def test_method_of_a_task_takes_its_own_fields_then_the_searched():
-    values = with_task(method={"hold_steps": 7, "penalty_lr": 0.5}) | {"method": {"distill": 0.1}}
+    common = {"kind": "flop-l0", "distill": 0.1}
+    values = with_task(method={"steps": 7, "penalty_lr": 0.5}) | {"method": common}
     spec = CampaignSpec.model_validate(values)
     method = spec.method_of(spec.tasks[0], penalty_lr=0.9, density=0.2)
-    assert (method.hold_steps, method.penalty_lr, method.distill) == (7, 0.9, 0.1)
+    assert (method.steps, method.penalty_lr, method.distill) == (7, 0.9, 0.1)
     assert method.density == 0.2
     with pytest.raises(ValidationError):
         spec.method_of(spec.tasks[0], density=2)
@@ -225,8 +244,47 @@ def test_searched_fields_may_stand_in_the_block():
 
 
 def test_searched_numbers_keep_their_type():
-    search = SearchSpec.model_validate({"density": [1], "hold_steps": [1, 2], "distill": [0, 0.5]})
-    assert [type(value) for value in search.fields["hold_steps"]] == [int, int]
+    search = SearchSpec.model_validate({"density": [1], "steps": [1, 2], "distill": [0, 0.5]})
+    assert [type(value) for value in search.fields["steps"]] == [int, int]
+
+
+def test_a_method_tells_what_it_changes_from_what_it_searches():
+    values = {"kind": "agp", "movement": True, "gate_lr": None, "distill": [0, 1]}
+    search = SearchSpec.model_validate({"density": [1], "methods": {"m": {"repeats": 2} | values}})
+    method = search.methods["m"]
+    assert method.changes == {"kind": "agp", "movement": True, "gate_lr": None}
+    assert method.searched == {"distill": [0, 1]}
+    assert (method.repeats, method.trials_per_density) == (2, None)
+    nested = SearchSpec.model_validate({"density": [1], "methods": {"m": {"fields": values}}})
+    assert nested.methods["m"].fields == method.fields
+
+
+def test_methods_take_what_the_search_gives_to_all_if_their_kind_has_it():
+    methods = {"a": {"distill": 0.1}, "b": {"kind": "low-rank"}, "c": {"gate_lr": [1]}}
+    fields = {"gate_lr": [0.1, 0.2], "distill": [0, 0.5]}
+    spec = CampaignSpec.model_validate(
+        changed(search={"density": [0.5], "methods": methods} | fields)
+    )
+    taken = {
+        name: spec.search.shared_fields(method, method.changes.get("kind", "adaptive")).keys()
+        for name, method in spec.search.methods.items()
+    }
+    assert taken == {"a": {"gate_lr"}, "b": {"distill"}, "c": {"distill"}}
+
+
+def test_a_kind_leaves_behind_what_it_does_not_have():
+    gates = {"kind": "flop-l0", "penalty_lr": 0.5, "distill": 0.1}
+    spec = CampaignSpec.model_validate(with_task(method=gates))
+    method = spec.method_of(spec.tasks[0], {"kind": "low-rank"}, density=0.2)
+    assert (method.kind, method.penalty_lr, method.distill) == ("low-rank", None, 0.1)
+
+
+def test_a_task_may_give_a_field_of_the_campaigns_kind():
+    values = with_task(method={"price_floor": 0}) | {"method": {"kind": "flop-l0"}}
+    spec = CampaignSpec.model_validate(values)
+    assert spec.method_of(spec.tasks[0]).price_floor == 0
+    with pytest.raises(ValidationError, match="price_floor is not a field of kind 'adaptive'"):
+        CampaignSpec.model_validate(with_task(method={"price_floor": 0}))
 
 
 def test_digest_ignores_where_results_are_stored_and_nothing_else():

@@ -37,7 +37,7 @@ def test_valid_spec(tmp_path):
     assert isinstance(classes, Classification)
     assert language.dense.learning_rate == 0.002
     assert classes.data.train == str(tmp_path / "train.tsv")
-    assert spec.search.fields["penalty_lr"].log_uniform == (0.01, 1)
+    assert spec.search.fields["gate_lr"].log_uniform == (0.01, 1)
     assert spec.storage == str(tmp_path / "cwd" / "runs")
 
 
@@ -56,6 +56,11 @@ def test_dump_hides_passwords_only_when_asked(tmp_path):
     assert "me:pw@host" in dump_spec(spec)
     assert "uri: postgresql://***@host/db" in dump_spec(spec, redact=True)
     assert "registry: null" in dump_spec(spec, redact=True)
+
+
+def compared(text):
+    """`VALID` with methods to compare; they begin in line 19."""
+    return f"{VALID}  methods:\n    {text}\n"
 
 
 HEAD, TAIL = VALID[: VALID.index("  - name")], VALID[VALID.index("search:") :]
@@ -138,11 +143,11 @@ BROKEN = [
     ),
     (
         broken("density: 0.5}", "kind: x}"),
-        ":14: tasks[1].method.kind: must be one of flop-l0, got ",
+        ":14: tasks[1].method.kind: must be one of adaptive, low-",
     ),
     (
-        broken("{density: 0.5}", "{hold_steps: true}"),
-        ":14: tasks[1].method.hold_steps: must not be",
+        broken("{density: 0.5}", "{steps: true}"),
+        ":14: tasks[1].method.steps: must not be",
     ),
     (
         broken("{density: 0.5}", "3"),
@@ -158,52 +163,112 @@ BROKEN = [
     ),
     # searched fields stand in the block or under `fields`
     (
-        broken("penalty_lr: ", "penalty_rl: "),
-        ":17: search.penalty_rl: unknown key; did you mean `pe",
+        broken("gate_lr: ", "gate_rl: "),
+        ":17: search.gate_rl: unknown key; did you mean `ga",
     ),
     (
-        broken("penalty_lr: {log_uniform: [0.01, 1]}", "distill: 4"),
+        broken("gate_lr: {log_uniform: [0.01, 1]}", "distill: 4"),
         ":17: search.distill: must be a l",
     ),
     (
         broken("[0.01, 1]", "[0.01]"),
-        ":17: search.penalty_lr.log_uniform: must have at least 2 items",
+        ":17: search.gate_lr.log_uniform: must have at least 2 items",
     ),
     (
         broken("[0.01, 1]", "[0.01, 1, 2]"),
-        ":17: search.penalty_lr.log_uniform: must have at most 2",
+        ":17: search.gate_lr.log_uniform: must have at most 2",
     ),
-    (broken("[0.01, 1]", "[0, 1]"), ":17: search.penalty_lr: low < high must hold, and 0 < low if"),
+    (broken("[0.01, 1]", "[0, 1]"), ":17: search.gate_lr: low < high must hold, and 0 < low if"),
     (
         broken("[0.01, 1]", "[0.01, 1000]"),
-        ":17: search.penalty_lr.log_uniform[1]: must be > 0 and <",
+        ":17: search.gate_lr.log_uniform[1]: must be >= 0 and <",
     ),
     (
         broken("log_uniform", "log_unifrom"),
-        ":17: search.penalty_lr.log_unifrom: unknown key; did you mean `log_un",
+        ":17: search.gate_lr.log_unifrom: unknown key; did you mean `log_un",
     ),
     (
         broken("{log_uniform: [0.01, 1]}", "[1, true]"),
-        ":17: search.penalty_lr[1]: must be a number or",
+        ":17: search.gate_lr[1]: must be a number or",
     ),
     (
-        broken("{log_uniform: [0.01, 1]}", "[1, 0]"),
-        ":17: search.penalty_lr[1]: must be > 0 and <= 1",
+        broken("{log_uniform: [0.01, 1]}", "[1, -1]"),
+        ":17: search.gate_lr[1]: must be >= 0 and <= 1",
     ),
-    (broken("{log_uniform: [0.01, 1]}", "[]"), ":17: search.penalty_lr: needs at least one value"),
+    (broken("{log_uniform: [0.01, 1]}", "[]"), ":17: search.gate_lr: needs at least one value"),
     (
-        broken("penalty_lr: {log_uniform: [0.01, 1]}", "fields:\n    hold_steps: [1.5]"),
-        ":18: search.fields.hold_steps[0]: must be a whole number, got 1.5",
-    ),
-    (
-        broken("penalty_lr: {log_uniform: [0.01, 1]}", "fields: {include: [a]}"),
-        ":17: search.fields.include: is not a searchable field of the method: anneal_steps, ",
+        broken("gate_lr: {log_uniform: [0.01, 1]}", "fields:\n    steps: [1.5]"),
+        ":18: search.fields.steps[0]: must be a whole number, got 1.5",
     ),
     (
-        VALID + "  fields: {penalty_lr: [1]}\n",
-        ":17: search.penalty_lr: is given twice, here and und",
+        broken("gate_lr: {log_uniform: [0.01, 1]}", "fields: {include: [a]}"),
+        ":17: search.fields.include: is not a searchable field of the method: allocation, ",
+    ),
+    (
+        VALID + "  fields: {gate_lr: [1]}\n",
+        ":17: search.gate_lr: is given twice, here and und",
     ),
     (VALID + "  fields: 3\n", ":18: search.fields: must be a block of keys and values, got 3"),
+    # compared methods: every place is the one that was written
+    (
+        compared("a: {gate_lr: -1, distill: [0.5]}"),
+        ":19: search.methods.a.gate_lr: must be >= 0 and <= 10, got -1",
+    ),
+    (
+        compared("a: {distill: [0.5, 3]}"),
+        ":19: search.methods.a.distill[1]: must be >= 0 and <= 1, got 3",
+    ),
+    (
+        compared("a:\n      fields:\n        distill: {uniform: [0, 2]}"),
+        ":21: search.methods.a.fields.distill.uniform[1]: must be >= 0 and <= 1, got 2",
+    ),
+    (compared("a: {repeats: 0}"), ":19: search.methods.a.repeats: must be >= 1 and <= 1000, got "),
+    (compared("a: {repeat: 2}"), ":19: search.methods.a.repeat: unknown key; did you mean `repea"),
+    (compared("a: {gate_rl: 2}"), ":19: search.methods.a.gate_rl: unknown key; did you mean"),
+    (compared("a: 3"), ":19: search.methods.a: must be a block of keys and values, got 3"),
+    (compared("A: {}"), ":19: search.methods.A: must be 1 to 64 of a-z, 0-9, dot, dash and und"),
+    (
+        compared("a: {include: ['*']}"),
+        ":19: search.methods.a.include: is not a field in which methods may differ: kind, alloc",
+    ),
+    (
+        compared("a: {kind: lowrank}"),
+        ":19: search.methods.a.kind: must be one of adaptive, low-rank,",
+    ),
+    (
+        compared("a: {kind: [agp]}"),
+        ":19: search.methods.a.kind: is not a searchable field of the method: allocation, ",
+    ),
+    (compared("a: {steps: true}"), ":19: search.methods.a.steps: must not be true or false, got T"),
+    # right by themselves, wrong together
+    (
+        compared("a: {}\n    b: {kind: low-rank, temperature: 2}"),
+        ":20: search.methods.b.temperature: is not a field of kind 'low-rank', which has kind, ",
+    ),
+    (
+        compared("a: {}\n    b: {kind: low-rank, temperature: [1, 2]}"),
+        ":20: search.methods.b.temperature[1]: is not a field of kind 'low-rank', which has kin",
+    ),
+    (
+        compared("a: {}\n    b: {kind: np-l0, budget: latency}"),
+        ":20: search.methods.b.budget: `latency` needs a kind that prunes ranks, got 'np-l0'",
+    ),
+    (
+        compared("b: {kind: low-rank}"),
+        ":17: search.gate_lr: is given by each of search.methods itself, or has no meaning",
+    ),
+    (
+        broken("{density: 0.5}", "{kind: agp, floor_fraction: 0.3}"),
+        ":14: tasks[1].method.floor_fraction: is not a field of kind 'agp', which has kind",
+    ),
+    (
+        broken("gate_lr: {log", "temperature: {log"),
+        ":17: search.temperature.log_uniform[0]: is not a field of kind 'adaptive', which has k",
+    ),
+    (
+        VALID + "  tune_at: 0.4\n",
+        ":18: search.tune_at: must be one of search.density [0.5, 0.3], got 0.4",
+    ),
     # measurement, selection, promotion
     (VALID + "measure: {batch: [0]}\n", ":18: measure.batch[0]: must be >= 1, got 0"),
     (VALID + "measure: {repeats: 3}\n", ":18: measure.repeats: must be >= 7, got 3"),
@@ -329,6 +394,9 @@ def test_json_schema_accepts_what_loads(tmp_path):
     validator.check_schema(schema)
     validator.validate(parse(VALID, "f").data)
     validator.validate(parse(dump_spec(load_spec(write_spec(tmp_path))), "f").data)
+    methods = compared("a: {kind: agp, movement: true, distill: [0, 1], repeats: 2}\n    b: {}")
+    for text in (methods, dump_spec(load_spec(write_spec(tmp_path, methods)))):
+        validator.validate(parse(text, "f").data)
 
 
 @pytest.mark.parametrize(
@@ -336,9 +404,12 @@ def test_json_schema_accepts_what_loads(tmp_path):
     [
         broken("seed: 7", "sed: 7"),
         broken("0.3", "1.7"),
-        broken("penalty_lr", "penalty_rl"),
+        broken("gate_lr", "gate_rl"),
         broken("{density: 0.5}", "{densitty: 0.5}"),
         broken("language-modelling", "lm"),
+        compared("a: {gate_rl: 1}"),
+        compared("a: {kind: lowrank}"),
+        compared("A: {}"),
     ],
 )
 def test_json_schema_refuses_what_does_not(text):

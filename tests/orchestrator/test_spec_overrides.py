@@ -36,9 +36,9 @@ def read(spec, dotted):
         ("tasks.docs-lm.resources.workers=2", "tasks.0.resources.workers", 2),
         ("search.density=[0.9, 0.1]", "search.density", [0.9, 0.1]),
         ("search.density.1=0.2", "search.density", [0.5, 0.2]),
-        ("search.penalty_lr=[0.3]", "search.fields.penalty_lr", [0.3]),
-        ("search.fields.penalty_lr=[0.3]", "search.fields.penalty_lr", [0.3]),
-        ("search.penalty_lr.log_uniform=[1, 2]", "search.fields.penalty_lr.log_uniform", (1, 2)),
+        ("search.gate_lr=[0.3]", "search.fields.gate_lr", [0.3]),
+        ("search.fields.gate_lr=[0.3]", "search.fields.gate_lr", [0.3]),
+        ("search.gate_lr.log_uniform=[1, 2]", "search.fields.gate_lr.log_uniform", (1, 2)),
         ("search.distill=[0, 1]", "search.fields.distill", [0, 1]),
         ("measure.batch=[4]", "measure.batch", [4]),
         ("tracking.uri=http://host?a=b", "tracking.uri", "http://host?a=b"),
@@ -59,9 +59,17 @@ def test_later_overrides_win(path):
 
 
 def test_fields_block_in_the_file_is_replaced_too(tmp_path):
-    text = VALID.replace("  penalty_lr:", "  fields:\n    penalty_lr:")
-    spec = load_spec(write_spec(tmp_path, text), ["search.penalty_lr=[0.3]"])
-    assert spec.search.fields == {"penalty_lr": [0.3]}
+    text = VALID.replace("  gate_lr:", "  fields:\n    gate_lr:")
+    spec = load_spec(write_spec(tmp_path, text), ["search.gate_lr=[0.3]"])
+    assert spec.search.fields == {"gate_lr": [0.3]}
+
+
+@pytest.mark.parametrize("given", ["{gate_lr: 1}", "{fields: {gate_lr: 1}}"])
+@pytest.mark.parametrize("written", ["gate_lr", "fields.gate_lr"])
+def test_a_field_of_a_method_is_replaced_where_it_stands(tmp_path, given, written):
+    text = f"{VALID}  methods: {{a: {given}, b: {{}}}}\n"
+    spec = load_spec(write_spec(tmp_path, text), [f"search.methods.a.{written}=[0.3]"])
+    assert spec.search.methods["a"].fields == {"gate_lr": [0.3]}
 
 
 def test_task_names_may_hold_dots_and_look_like_indices(tmp_path):
@@ -95,7 +103,7 @@ def test_an_empty_block_is_filled(tmp_path):
         ("search.density.2=1", "--set search.density.2: `search.density` has no `2`"),
         ("name.x=1", "--set name.x: `name` is a single value and has no `x`"),
         ("search.density=[2]", "--set search.density: search.density[0]: must be > 0 and <= 1"),
-        ("search.penalty_lr=[2, 1000]", "--set search.penalty_lr: search.penalty_lr[1]: must be "),
+        ("search.gate_lr=[2, 1000]", "--set search.gate_lr: search.gate_lr[1]: must be "),
         ("tasks.sst.data.train=none", "--set tasks.sst.data.train: tasks[1].data.train: file not"),
         ("tasks=3", "--set tasks: must be a list, got 3"),
         ("tasks.sst.name=docs-lm", "--set tasks.sst.name: tasks[1].name: task names must differ"),

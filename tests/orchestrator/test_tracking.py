@@ -143,6 +143,8 @@ class TestWriting:
                 target_density=0.8,
                 lambda_linear=0.01,
                 lambda_quadratic=0.02,
+                undecided=0.25,
+                extras={"score": 7.0},
             ),
             CurvePoint(step=5, phase="anneal", seconds=2.5),
         ]
@@ -156,6 +158,8 @@ class TestWriting:
             "quality/validation_accuracy": [(3, 0.5)],
             "optimizer/learning_rate": [(3, 0.1)],
             "density/expected": [(3, 0.9)],
+            "density/undecided_gates": [(3, 0.25)],
+            "extras/score": [(3, 7.0)],
             "density/target": [(3, 0.8)],
             "lagrangian/lambda_linear": [(3, 0.01)],
             "lagrangian/lambda_quadratic": [(3, 0.02)],

@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 from lowrank.errors import DensityError, SurgeryError
 from lowrank.export import read_manifest
 from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
+from orchestrator import compression, train_loop
 from orchestrator.errors import ModelError, TrialError
+from orchestrator.export_model import with_densities
 from orchestrator.records import Densities, ModelRecord
-from orchestrator.train_loop import run_job, with_densities
+from orchestrator.train_loop import run_job
 from orchestrator.workers import LocalWorkers
 from tests.orchestrator.data.tasks import language_task, text_files
 from tests.orchestrator.small import (
@@ -121,8 +123,9 @@ def test_records_say_how_the_model_came_about(either: Family):
     assert (dense.config, dense.projection, dense.workers) == ({}, {}, 1)
     assert {p.phase for p in dense.curve} == {"dense"}
     for record in trials:
-        assert record.config["anneal_steps"] == 4
-        assert {p.phase for p in record.curve} == {"anneal", "hold", "finetune"}
+        assert record.config == method(density=record.target_density).model_dump()
+        phases = ["anneal"] * 4 + ["hold"] * 2 + ["finetune"] * 6
+        assert [p.phase for p in record.curve] == phases
         assert [p.step for p in record.curve] == list(range(1, 13))
         assert set(record.projection) == {
             "expected_density",
@@ -179,6 +182,33 @@ def test_the_same_job_gives_the_same_weights(either: Family, kind: str, tmp_path
     ]
     other = train_to(tmp_path / "other", replace(job, seed=4))
     assert other.export_sha256 != before.export_sha256
+
+
+@pytest.mark.parametrize("kind", ["dense", "flop-l0", "low-rank", "from-scratch"])
+def test_dropout_differs_between_workers(lm: Family, kind: str, monkeypatch: pytest.MonkeyPatch):
+    """While training begins from the same weights on all of them."""
+    begun: list[tuple[int, list[torch.Tensor]]] = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(model: torch.nn.Module, *_: Any) -> None:
+        begun.append((torch.initial_seed(), [p.detach() for p in model.parameters()]))
+        raise Stop
+
+    monkeypatch.setattr(train_loop, "train", stop)
+    monkeypatch.setattr(compression, "train", stop)
+    how = method() if kind == "dense" else method(kind=kind)
+    job = make_job(lm.task, lm.data, how, None if kind == "dense" else lm.dense.export)
+    for rank in (0, 1):
+        workers = LocalWorkers()
+        workers.rank = rank
+        with pytest.raises(Stop):
+            run_job(job, workers)
+    (one, first), (other, second) = begun
+    assert (one, other) == (job.worker_seed(0), job.worker_seed(1))
+    assert one != other
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -271,13 +301,23 @@ def test_the_sink_receives_the_whole_curve(lm: Family, tmp_path: Path):
     assert points == record.curve
 
 
-@pytest.mark.parametrize("steps", ["finetune_steps", "hold_steps"])
-def test_phases_may_be_left_out(lm: Family, steps: str, tmp_path: Path):
-    job = make_job(lm.task, lm.data, method(density=0.5, **{steps: 0}), lm.dense.export)
+@pytest.mark.parametrize(
+    ("fields", "phases"),
+    [
+        ({"gated_fraction": 1.0}, {"anneal", "hold"}),
+        ({"anneal_fraction": 1.0}, {"anneal", "finetune"}),
+        ({"anneal_fraction": 0.0}, {"hold", "finetune"}),
+        ({"kind": "low-rank"}, {"finetune"}),
+        ({"kind": "from-scratch"}, {"from-scratch"}),
+    ],
+)
+def test_phases_may_be_left_out(
+    lm: Family, fields: dict[str, Any], phases: set[str], tmp_path: Path
+):
+    job = make_job(lm.task, lm.data, method(density=0.5, **fields), lm.dense.export)
     record = train_to(tmp_path / "model", job)
-    missing = {"finetune_steps": "finetune", "hold_steps": "hold"}[steps]
-    assert missing not in {point.phase for point in record.curve}
-    assert record.size == lm.trials[0].size or record.size.num_prunable > 0
+    assert {point.phase for point in record.curve} == phases
+    assert with_densities(record, lm.dense).prunable <= 0.5
 
 
 def test_bfloat16_trains_and_evaluates_in_float32(lm: Family, tmp_path: Path):

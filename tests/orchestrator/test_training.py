@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank.pruner import FlopL0, Pruner
+from lowrank import FlopL0, Pruner
 from lowrank.schedule import warmup_cosine
 from orchestrator.errors import TrialError
 from orchestrator.models import build_model
@@ -90,7 +90,7 @@ def test_validations_come_at_their_steps_and_at_the_last(lm: Family):
     assert [report["step"] for report in reports] == [104, 108, 110]
     assert {report["total_steps"] for report in reports} == {10}
     # nothing absent is reported: Ray would take None for a metric
-    assert all(value is not None for report in reports for value in report.values())
+    assert all(type(value) in (int, float, str) for report in reports for value in report.values())
 
 
 def test_data_follow_the_global_step(lm: Family):
@@ -152,9 +152,8 @@ def test_the_best_weights_are_kept_if_asked(either: Family, keep_best: bool):
 
 def test_rates_follow_the_schedule_but_those_of_gates(lm: Family):
     task = make_task(lm.task, lm.data, seed=0)
-    pruner = Pruner(
-        build_model(lm.task, lm.data, seed=1), FlopL0(density=0.5, anneal_steps=5, hold_steps=3)
-    )
+    how = FlopL0(density=0.5, gated_steps=8, anneal_fraction=5 / 8)
+    pruner = Pruner(build_model(lm.task, lm.data, seed=1), how)
     groups = pruner.parameter_groups(2e-3)
     rates: list[list[float]] = []
     recorder = Recorder(
@@ -175,9 +174,8 @@ def test_rates_follow_the_schedule_but_those_of_gates(lm: Family):
 
 def test_curve_points_of_a_pruned_stretch(lm: Family):
     task = make_task(lm.task, lm.data, seed=0)
-    pruner = Pruner(
-        build_model(lm.task, lm.data, seed=1), FlopL0(density=0.5, anneal_steps=4, hold_steps=3)
-    )
+    how = FlopL0(density=0.5, gated_steps=7, anneal_fraction=4 / 7)
+    pruner = Pruner(build_model(lm.task, lm.data, seed=1), how)
     recorder = Recorder(workers=LocalWorkers(), total_steps=7)
     stretch = replace(STRETCH, num_steps=7, evaluate_every=5, pruner=pruner)
     train(pruner.model, pruner.parameter_groups(1e-3), task, LocalWorkers(), stretch, recorder)
@@ -189,6 +187,7 @@ def test_curve_points_of_a_pruned_stretch(lm: Family):
     )
     assert curve[0].lambda_linear == 0
     assert curve[-1].lambda_linear > 0
+    assert 0 <= curve[0].undecided < curve[-1].undecided <= 1
     assert [point.validation is None for point in curve] == [True] * 4 + [False, True, False]
     assert [point.seconds for point in curve] == sorted(point.seconds for point in curve)
     json.dumps([asdict(point) for point in curve], allow_nan=False)

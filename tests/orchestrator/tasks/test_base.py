@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank.pruner import FlopL0, Pruner
+from lowrank import FlopL0, Pruner
 from orchestrator.models import build_model
-from orchestrator.tasks import TrainingTask, make_task
+from orchestrator.tasks import Distillation, TrainingTask, make_task
 from tests.orchestrator.small import Family, make_classes, make_lm, ready
 
 
@@ -61,7 +61,8 @@ def test_distillation_loss_is_the_formula(either: Family):
                 parameter.mul_(4)
     batch = task.batch(0, 0, 1)
     weight, tau = 0.7, 2.5
-    loss = task.loss(student, batch, teacher, weight, tau).item()
+    distillation = Distillation(teacher=teacher, weight=weight, temperature=tau)
+    loss = task.loss(student, batch, distillation).item()
     plain = task.loss(student, batch).item()
 
     inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -86,7 +87,7 @@ def log_probabilities(logits: list[float], temperature: float) -> np.ndarray:
 def test_the_teacher_learns_nothing(either: Family):
     task = make_task(either.task, either.data, seed=0)
     student, teacher = (build_model(either.task, either.data, seed) for seed in (1, 2))
-    task.loss(student, task.batch(0, 0, 1), teacher, 0.5, 1.0).backward()
+    task.loss(student, task.batch(0, 0, 1), Distillation(teacher=teacher)).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
@@ -97,14 +98,14 @@ def test_two_workers_have_the_gradient_of_one(kind: str, tmp_path: Path):
     make: Any = make_lm if kind == "lm" else make_classes
     task = ready(make(tmp_path), tmp_path / "cache")
     model = build_model(make(tmp_path), task.data, seed=1)
-    pruner = Pruner(model, FlopL0(density=0.4, anneal_steps=2, hold_steps=2), seed=7)
+    pruner = Pruner(model, FlopL0(density=0.4, gated_steps=4, anneal_fraction=0.5), seed=7)
     for _ in range(3):  # multipliers away from zero, target below 1
-        pruner.lagrangian.ascend(1.0, 0.5)
+        pruner.control.lagrangian.ascend(1.0, 0.5)
         pruner.step()
     whole = gradients(pruner, task, 1)
     halves = gradients(pruner, task, 2)
     assert whole.keys() == halves.keys()
-    assert any(name.endswith("log_alpha") for name in whole)
+    assert any(name.endswith("gate.parameter") for name in whole)
     for name, gradient in whole.items():
         scale = float(gradient.abs().max())
         assert scale > 0 or "token_type" in name or "position" in name, name

@@ -1,0 +1,180 @@
+"""The stages of one compression: gated training, projection, recovery."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import nn
+
+from lowrank.density import LayerShape
+from lowrank.hf import load_pretrained
+from lowrank.moments import InputMoments, collect_moments
+from lowrank.projection import Projection
+from lowrank.pruner import Pruner
+from lowrank.surgery import find_layers
+from orchestrator.export_model import Trained
+from orchestrator.job import Job
+from orchestrator.methods import make_currency, make_method
+from orchestrator.model_check import check_pass
+from orchestrator.tasks import Distillation, TrainingTask
+from orchestrator.training import Recorder, Stretch, evaluate, train, weight_groups
+from orchestrator.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+
+def compress(job: Job, task: TrainingTask, workers: Workers, recorder: Recorder) -> Trained:
+    """Insert the method's layers into the dense reference, choose the structure, recover.
+
+    Raises:
+        LowRankError: No layer matches the patterns, or the density is out of reach.
+        ModelError: The model does not work with the inserted layers.
+        TrialError: Training diverged.
+    """
+    assert job.dense is not None
+    method = job.method_spec
+    model = load_pretrained(job.dense).to(workers.device)
+    distillation = make_distillation(job, workers)
+    pruner = _make_pruner(job, model, task, workers)
+    pruner.project()  # a density that not even the floors meet must not cost a training run either
+    check_pass(pruner.model, task)  # some models look into their layers, and find gates
+    gated = make_stretch(
+        job,
+        distillation,
+        0,
+        method.gated_steps,
+        pruner=pruner,
+        schedule_steps=method.steps,
+    )
+    groups = pruner.parameter_groups(method.gated_learning_rate, job.task_spec.dense.weight_decay)
+    train(pruner.model, groups, task, workers, gated, recorder)
+
+    projection, measured = _project(pruner, task, workers)
+    small = pruner.finish(projection)
+    measured["validation_after"] = evaluate(small, task, workers, "validation")[task.metric.name]
+    finetune = make_stretch(
+        job,
+        distillation,
+        method.gated_steps,
+        method.finetune_steps,
+        schedule_steps=method.steps,
+        keep_best=True,
+        phase="finetune",
+    )
+    groups = weight_groups(small, method.finetune_learning_rate, job.task_spec.dense.weight_decay)
+    train(small, groups, task, workers, finetune, recorder)
+    return Trained(
+        model=small,
+        prunable=list(pruner.shapes),
+        projection=measured,
+        ranks=_ranks(pruner, projection),
+    )
+
+
+def make_distillation(job: Job, workers: Workers) -> Distillation | None:
+    """The dense reference as a teacher, if the method wants one."""
+    method = job.method_spec
+    if job.dense is None or (method.distill == 0 and method.distill_hidden == 0):
+        return None
+    teacher = load_pretrained(job.dense).to(workers.device).requires_grad_(False)
+    return Distillation(
+        teacher=teacher,
+        weight=method.distill,
+        temperature=method.distill_temperature,
+        hidden=method.distill_hidden,
+    )
+
+
+def _make_pruner(job: Job, model: nn.Module, task: TrainingTask, workers: Workers) -> Pruner:
+    spec = job.method_spec
+    method = make_method(spec)
+    layers = find_layers(model, spec.include, spec.exclude).layers
+    moments = None
+    if method.needs_moments:
+        moments = _moments(model, layers, task, workers, spec.calibration_batches)
+    return Pruner(
+        model,
+        method,
+        spec.include,
+        spec.exclude,
+        seed=job.seed,
+        moments=moments,
+        currency=make_currency(spec.budget, model, layers, task, workers),
+    )
+
+
+def _moments(
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    task: TrainingTask,
+    workers: Workers,
+    num_batches: int,
+) -> dict[str, InputMoments]:
+    """Of each layer's inputs over training batches, shared by all workers."""
+    shares = (task.batch(step, workers.rank, workers.world) for step in range(num_batches))
+    batches = (
+        {k: v.to(workers.device) for k, v in task.model_inputs(share).items()} for share in shares
+    )
+    shards = workers.gather(collect_moments(model, layers, batches))
+    return {
+        name: shards[0][name].merge([shard[name] for shard in shards[1:]]).moments()
+        for name in layers
+    }
+
+
+def make_stretch(
+    job: Job, distillation: Distillation | None, first_step: int, num_steps: int, **extras: Any
+) -> Stretch:
+    """A stretch of the compression's training with what all of them share."""
+    spec, method = job.task_spec, job.method_spec
+    return Stretch(
+        first_step=first_step,
+        num_steps=num_steps,
+        max_grad_norm=method.max_grad_norm,
+        evaluate_every=spec.evaluate_every,
+        precision=spec.precision,
+        distillation=distillation,
+        **extras,
+    )
+
+
+def _project(
+    pruner: Pruner, task: TrainingTask, workers: Workers
+) -> tuple[Projection, dict[str, float]]:
+    """The projection, and what was true just before it."""
+    expected = float(pruner.expected_density().detach())
+    method = pruner.method
+    # within a tenth of the way from 1 to the target, the gates have made most of the choice
+    if method.gated_steps and expected > method.density + 0.1 * (1 - method.density):
+        logger.warning(
+            "the gates ended at density %.3f, target %.3f: the projection has to cut the rest; "
+            "raise penalty_lr, gate_lr or the gated steps (%d)",
+            expected,
+            method.density,
+            method.gated_steps,
+        )
+    before = evaluate(pruner.model, task, workers, "validation")[task.metric.name]
+    projection = pruner.project()
+    return projection, {
+        "expected_density": expected,
+        "realized_density": projection.density,
+        "validation_before": before,
+    }
+
+
+def _ranks(pruner: Pruner, projection: Projection) -> dict[str, dict[str, int]]:
+    """Per layer of a factorized model; empty for methods that prune other units."""
+    shapes = pruner.shapes
+    if any(not isinstance(pruner.method.cost(shape), LayerShape) for shape in shapes.values()):
+        return {}
+    return {
+        name: {
+            "rank": rank,
+            "full_rank": shapes[name].full_rank,
+            "in_features": shapes[name].in_features,
+            "out_features": shapes[name].out_features,
+            "dense": int(rank > shapes[name].break_even_rank),
+        }
+        for name, rank in projection.ranks.items()
+    }

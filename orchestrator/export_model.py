@@ -1,0 +1,130 @@
+"""From a trained model to its exported files, and to what is known of them."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from lowrank.counting import macs_per_token, num_matrix_parameters
+from lowrank.export import WEIGHTS, num_stored_parameters, read_manifest, sha256_of
+from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
+from orchestrator.errors import ModelError, TrialError
+from orchestrator.job import Job
+from orchestrator.models import auto_class_of
+from orchestrator.records import RECORD, Densities, ModelRecord, Size
+from orchestrator.spec import Classification, MethodSpec
+from orchestrator.tasks import TrainingTask
+from orchestrator.training import Recorder, evaluate
+from orchestrator.workers import Workers
+
+COUNT_LENGTH = 128
+"""Tokens of the one sequence on which multiply-accumulates are counted (or the task's limit)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model after its last step."""
+
+    model: nn.Module
+    prunable: list[str]
+    """Layers that the method may change, or may have changed."""
+    projection: dict[str, float] = field(default_factory=dict)
+    ranks: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def export_model(
+    job: Job, task: TrainingTask, workers: Workers, recorder: Recorder, trained: Trained
+) -> ModelRecord:
+    """Export, and from here on speak only of the exported files."""
+    seconds = recorder.seconds
+    with tempfile.TemporaryDirectory(prefix="lowrank-export-") as temporary:
+        folder = Path(temporary)
+        tokenizer = load_tokenizer(task.data.tokenizer_folder)
+        if isinstance(job.task_spec, Classification):
+            # whoever uses the model cuts long texts where training did
+            tokenizer.model_max_length = task.max_length
+        metadata = {
+            "prunable": trained.prunable,
+            "stores_zeros": job.dense is not None and _stores_zeros(job.method_spec),
+            "key": job.key,
+            "task": job.task["name"],
+        }
+        save_pretrained(trained.model, folder, auto_class_of(job.task_spec), tokenizer, metadata)
+        validation, test, size = measure_export(folder, task, workers)
+        record = ModelRecord(
+            key=job.key,
+            task=job.task["name"],
+            metric=task.metric,
+            validation=validation,
+            test=test,
+            size=size,
+            seed=job.seed,
+            workers=workers.world,
+            train_seconds=round(seconds, 3),
+            curve=recorder.curve,
+            export="",
+            export_sha256=sha256_of(folder / WEIGHTS),
+            config=job.method if job.dense is not None else {},
+            ranks=trained.ranks,
+            projection={k: v for k, v in trained.projection.items() if math.isfinite(v)},
+        )
+        record.save(folder / RECORD)
+        recorder.flush()
+        workers.report({"total_steps": recorder.total_steps}, folder)
+    return record
+
+
+def measure_export(
+    folder: Path, task: TrainingTask, workers: Workers
+) -> tuple[dict[str, float], dict[str, float], Size]:
+    """Validation metrics, test metrics and size of an exported model, loaded from its files."""
+    model = load_pretrained(folder).to(workers.device)
+    validation = evaluate(model, task, workers, "validation")
+    test = evaluate(model, task, workers, "test")
+    for split, metrics in (("validation", validation), ("test", test)):
+        value = metrics[task.metric.name]
+        if not math.isfinite(value):
+            raise TrialError(f"{split} {task.metric.name} of the trained model is {value}")
+    return validation, test, recount(folder, model, task)
+
+
+def recount(folder: Path, model: nn.Module, task: TrainingTask) -> Size:
+    """Counts of an exported model: parameters and bytes from its file, MACs from its layers."""
+    metadata = read_manifest(folder)["metadata"]
+    prunable, sparse = metadata["prunable"], metadata.get("stores_zeros", False)
+    device = next(model.parameters()).device
+    inputs = {k: v.to(device) for k, v in task.example_inputs(1, COUNT_LENGTH).items()}
+    stored = num_matrix_parameters(model, prunable)
+    kept = num_matrix_parameters(model, prunable, nonzero=sparse)
+    return Size(
+        num_parameters=num_stored_parameters(folder) - (stored - kept),
+        num_prunable=kept,
+        num_bytes=(folder / WEIGHTS).stat().st_size,
+        macs_per_token=macs_per_token(model, inputs, inputs["input_ids"].numel()),
+    )
+
+
+def _stores_zeros(method: MethodSpec) -> bool:
+    """Whether what was removed is still in the file, as zeros among other weights."""
+    return method.kind == "agp" and method.granularity in ("weight", "block")
+
+
+def with_densities(record: ModelRecord, dense: ModelRecord) -> Densities:
+    """The four densities, after checking the one that was asked for.
+
+    `faithful` ends where its gates did, as published; other budgets than parameters were checked by
+    the projection.
+    """
+    densities = Densities.of(record.size, dense.size)
+    target = record.target_density
+    exact = record.config["kind"] != "faithful" and record.config["budget"] == "parameters"
+    if exact and densities.prunable > target:
+        raise ModelError(
+            f"realized density <= target must hold after projection, got {densities.prunable:.6f} "
+            f"for {target} (trial {record.key})"
+        )
+    return densities

@@ -1,0 +1,38 @@
+"""What a worker is asked to do, as plain values that travel through Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from orchestrator.spec import Classification, LanguageModelling, MethodSpec, Task, content_hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a worker needs, as JSON-able values: it travels through Ray."""
+
+    key: str
+    task: dict[str, Any]
+    """The task of the spec."""
+    method: dict[str, Any]
+    """The method with searched values filled in; names the prunable layers for a dense job too."""
+    data: str
+    """Folder of the prepared data, absolute."""
+    seed: int
+    dense: str | None = None
+    """Folder of the exported dense reference; None makes this a dense job."""
+
+    @property
+    def task_spec(self) -> LanguageModelling | Classification:
+        return TypeAdapter(Task).validate_python(self.task)
+
+    @property
+    def method_spec(self) -> MethodSpec:
+        return MethodSpec.model_validate(self.method)
+
+    def worker_seed(self, rank: int) -> int:
+        """Dropout differs between workers; everything shared is seeded by the job alone."""
+        return int(content_hash([self.seed, self.key, "worker", rank], 12), 16)

@@ -1,0 +1,280 @@
+"""Which trials a campaign runs: the block `search`, and the methods that it compares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from orchestrator.spec_block import Block, Name, PlacedErrors, errors_of, field_errors, rule
+from orchestrator.spec_method import Density, MethodSpec, fields_of, merge_method
+
+SEARCHABLE = sorted(set(MethodSpec.model_fields) - {"kind", "density", "include", "exclude"})
+CHANGEABLE = ["kind", *SEARCHABLE]
+"""Not the patterns: methods that compress different matrices do not compare."""
+
+
+class Distribution(Block):
+    """A continuous range to draw from."""
+
+    log_uniform: tuple[float, float] | None = None
+    uniform: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _valid(self) -> Distribution:
+        if (self.log_uniform is None) == (self.uniform is None):
+            raise ValueError("exactly one of `log_uniform` and `uniform` must be given")
+        low, high = self.log_uniform or self.uniform or (0.0, 0.0)
+        if not low < high or (self.log_uniform and low <= 0):
+            raise ValueError(f"low < high must hold, and 0 < low if logarithmic: [{low}, {high}]")
+        return self
+
+
+def _choice_kind(value: Any) -> str | None:
+    if isinstance(value, dict | Distribution):
+        return "range"
+    return "values" if isinstance(value, list) else None
+
+
+def _setting_kind(value: Any) -> str:
+    return _choice_kind(value) or "value"
+
+
+_Range = Annotated[Distribution, Tag("range")]
+_Values = Annotated[list[StrictFloat | StrictInt | StrictStr], Tag("values")]
+_Value = Annotated[StrictBool | StrictFloat | StrictInt | StrictStr | None, Tag("value")]
+
+Choice = Annotated[_Range | _Values, Discriminator(_choice_kind)]
+"""A list of values to choose from, or a range to draw from."""
+Setting = Annotated[_Range | _Values | _Value, Discriminator(_setting_kind)]
+"""A choice, or the one value that a method has."""
+
+_Trials = Annotated[int, Field(ge=1, le=10_000)]
+_Repeats = Annotated[int, Field(ge=1, le=1000)]
+
+
+def _changeable_in_schema(schema: dict[str, Any]) -> None:
+    setting = schema["properties"]["fields"]["additionalProperties"]
+    kind = MethodSpec.model_json_schema()["properties"]["kind"]
+    schema["properties"] |= {"kind": kind} | dict.fromkeys(SEARCHABLE, setting)
+
+
+class ComparedMethod(Block):
+    """One of the methods that a campaign compares: `method` with changes, tuned by itself.
+
+    In the file the fields stand directly in the block, as in `search`: `kind: flop-l0` or
+    `penalty_lr: 0.1` is what the method has, a list or a range is searched. What it does not give
+    it has from `search` and from `method`.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_changeable_in_schema)
+
+    trials_per_density: _Trials | None = None
+    """By default that of `search`."""
+    repeats: _Repeats | None = None
+    """By default that of `search`."""
+    fields: dict[str, Setting] = Field(default_factory=dict)
+    """`kind` and any other field of `method` but the patterns and the density."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Fields that have one value in every trial of this method."""
+        return {k: v for k, v in self.fields.items() if _setting_kind(v) == "value"}
+
+    @property
+    def searched(self) -> dict[str, Distribution | list[Any]]:
+        """Fields that this method's trials draw."""
+        return {k: v for k, v in self.fields.items() if isinstance(v, list | Distribution)}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _direct_fields(cls, block: Any) -> Any:
+        # with the fields that may not stand here, which are then told from unknown keys
+        return _gather_fields(cls, block, list(MethodSpec.model_fields))
+
+    @field_validator("fields")
+    @classmethod
+    def _possible(cls, value: dict[str, Any]) -> dict[str, Any]:
+        errors: list[dict[str, Any]] = []
+        for name, setting in value.items():
+            if name not in CHANGEABLE:
+                message = "is not a field in which methods may differ"
+                errors.append(rule((name,), f"{message}: {', '.join(CHANGEABLE)}"))
+            elif _setting_kind(setting) == "value":
+                errors += _refused(name, setting, (name,))
+            else:
+                errors += _bad_values(name, setting)
+        if errors:
+            raise PlacedErrors(errors, MethodSpec)
+        return value
+
+
+def _searchable_in_schema(schema: dict[str, Any]) -> None:
+    choice = schema["properties"]["fields"]["additionalProperties"]
+    schema["properties"] |= {name: choice for name in SEARCHABLE}
+    schema["properties"]["methods"]["additionalProperties"] = False  # other names
+
+
+class SearchSpec(Block):
+    """Which trials to run: every density, `trials_per_density` draws of everything else.
+
+    In the file the fields stand directly in the block, `penalty_lr: {log_uniform: [0.01, 1]}`,
+    or under `fields`.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_searchable_in_schema)
+
+    density: list[Density] = Field(min_length=1)
+    trials_per_density: _Trials = 1
+    """Draws of the searched fields, of each method."""
+    tune_at: Density | None = None
+    """One of `density`: draws are made there only, and the other densities take the values of
+    the draw that was best on validation. By default every density has draws of its own."""
+    repeats: _Repeats = 1
+    """Runs of each density's best draw, itself included: the others have the seeds that follow
+    the campaign's, and share its dense reference."""
+    methods: dict[Name, ComparedMethod] = Field(default_factory=dict)
+    """Methods to compare, by name; by default one, `method` itself."""
+    fields: dict[str, Choice] = Field(default_factory=dict)
+    """Any field of `method`: a list of values to choose from, or a range. Each of `methods` whose
+    kind has the field searches it too, unless it gives the field itself."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _direct_fields(cls, block: Any) -> Any:
+        return _gather_fields(cls, block, SEARCHABLE)
+
+    @field_validator("density")
+    @classmethod
+    def _distinct(cls, value: list[float]) -> list[float]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"densities must differ, got {value}")
+        return value
+
+    @field_validator("fields")
+    @classmethod
+    def _searchable(cls, value: dict[str, Any]) -> dict[str, Any]:
+        errors = [error for name, choice in value.items() for error in _bad_values(name, choice)]
+        if errors:
+            raise PlacedErrors(errors, MethodSpec)
+        return value
+
+    @model_validator(mode="after")
+    def _tuned_where_it_runs(self) -> SearchSpec:
+        if self.tune_at is not None and self.tune_at not in self.density:
+            message = f"must be one of search.density {self.density}, got {self.tune_at}"
+            raise PlacedErrors([rule(("tune_at",), message)], SearchSpec)
+        return self
+
+    def shared_fields(
+        self, compared: ComparedMethod, kind: str
+    ) -> dict[str, Distribution | list[Any]]:
+        """The fields of the search itself that a method of some kind searches too."""
+        # a campaign with one method has no use for a field that its kind lacks: it is told so
+        known = fields_of(kind) if self.methods else SEARCHABLE
+        return {k: v for k, v in self.fields.items() if k in known and k not in compared.fields}
+
+
+def _gather_fields(model: type[Block], block: Any, names: Sequence[str]) -> Any:
+    """Move the method's fields that stand directly in a block into its `fields`."""
+    if not isinstance(block, dict):
+        return block
+    direct = {name: block[name] for name in names if name in block}
+    rest = {name: value for name, value in block.items() if name not in direct}
+    fields = block.get("fields", {})
+    if not isinstance(fields, dict):
+        return rest  # to be refused for that alone
+    message = "is given twice, here and under `fields`"
+    if twice := [rule((name,), message) for name in direct if name in fields]:
+        raise PlacedErrors(twice, model)
+    return rest | {"fields": fields | direct}
+
+
+# --------------------------------------------------------------------------- values
+
+
+def conflicts(search: SearchSpec, method: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the method of a task refuses of the search, where several fields are concerned.
+
+    Args:
+        search: Its values are right by themselves.
+        method: Every field of the task's method, valid.
+
+    Yields:
+        Errors with `loc` relative to the block `search`.
+    """
+    unused = set(search.fields) if search.methods else set()
+    for name, compared in search.methods.items() or [("", ComparedMethod())]:
+        place = ("methods", name, "fields")
+        if refused := misfits(method, compared.changes):
+            yield within(place, refused)
+            continue
+        merged = merge_method(method, compared.changes)
+        shared = search.shared_fields(compared, merged["kind"])
+        unused -= shared.keys()
+        for where, fields in ((("fields",), shared), (place, compared.searched)):
+            errors = [e for k, choice in fields.items() for e in _bad_values(k, choice, merged)]
+            if errors:
+                yield within(where, errors)
+    if unused:
+        message = "is given by each of search.methods itself, or has no meaning for its kind"
+        yield within(("fields",), [rule((name,), message) for name in sorted(unused)])
+
+
+def misfits(method: dict[str, Any], changes: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is wrong with `method` once `changes` are part of it, at the change to blame."""
+    errors = []
+    for found in errors_of(MethodSpec, merge_method(method, changes)) if changes else ():
+        field = found["loc"][0] if found["loc"] else None
+        blamed = field if field in changes else "kind" if "kind" in changes else next(iter(changes))
+        below = found["loc"][1:] if blamed == field else ()
+        errors.append({**found, "loc": (blamed, *below)})
+    return errors
+
+
+def _bad_values(
+    name: str, choice: Distribution | list[Any], method: dict[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """What the method would refuse: better known now than in the hundredth trial."""
+    if name not in SEARCHABLE:
+        yield rule((name,), f"is not a searchable field of the method: {', '.join(SEARCHABLE)}")
+        return
+    where: tuple[str, ...] = (name,)
+    if isinstance(choice, list):
+        values = choice
+        if not values:
+            yield rule(where, "needs at least one value")
+    else:
+        where += ("log_uniform" if choice.log_uniform else "uniform",)
+        values = list(choice.log_uniform or choice.uniform or ())
+    for index, value in enumerate(values):
+        yield from _refused(name, value, (*where, index), method)
+
+
+def _refused(
+    name: str, value: Any, where: tuple[str | int, ...], method: dict[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """What a field refuses of a value by itself, or the whole of `method` with this value in it."""
+    if method is None:
+        found = field_errors(MethodSpec, {name: value})
+    else:
+        found = errors_of(MethodSpec, merge_method(method, {name: value}))
+    return ({**error, "loc": where, "field": name} for error in found)
+
+
+def within(place: tuple[str | int, ...], errors: list[dict[str, Any]]) -> dict[str, Any]:
+    """Errors of the method's fields, at places below `place`."""
+    cause = PlacedErrors(errors, MethodSpec)
+    return rule(place, str(cause)) | {"type": "value_error", "ctx": {"error": cause}}

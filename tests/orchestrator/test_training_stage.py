@@ -1,0 +1,206 @@
+"""Rounds of training with everything real but Ray, MLflow and the training itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator.campaign_state import Site, TaskState
+from orchestrator.errors import TrialError
+from orchestrator.layout import Layout
+from orchestrator.progress import Progress
+from orchestrator.records import FailedTrial
+from orchestrator.search import expected_trials
+from orchestrator.spec import CampaignSpec
+from orchestrator.training_stage import TrainingStage
+from orchestrator.trial import Launch
+from tests.orchestrator.record_factory import make_dense, make_trial
+
+SPEC = {
+    "name": "stage",
+    "seed": 7,
+    "tasks": [
+        {
+            "name": "lm",
+            "kind": "language-modelling",
+            "data": {"source": "python-docs"},
+            "model": {"type": "gpt2"},
+            "dense": {"steps": 10, "learning_rate": 1e-3},
+        }
+    ],
+    "method": {"kind": "flop-l0"},
+    "search": {
+        "density": [0.5, 0.3],
+        "tune_at": 0.3,
+        "trials_per_density": 2,
+        "repeats": 2,
+        "methods": {"near": {"penalty_lr": {"uniform": [0.1, 1]}}, "plain": {"repeats": 1}},
+    },
+}
+
+
+@dataclass
+class Store:
+    """MLflow's part: which keys are finished, and what each run was given."""
+
+    uri: str = "sqlite://"
+    ended: set[str] = field(default_factory=set)
+    runs: dict[str, tuple[dict[str, Any], dict[str, str]]] = field(default_factory=dict)
+
+    def finished(self, key: str) -> bool:
+        return key in self.ended
+
+    def model_run(
+        self, key: str, parent: str, name: str, params: dict[str, Any], tags: dict[str, str]
+    ) -> str:
+        self.runs[key] = (params, tags)
+        return f"run-{key}"
+
+
+@dataclass
+class Cluster:
+    """Ray's part: trains every launch in no time, or lets it fail, or lose its files."""
+
+    store: Store
+    layout: Layout
+    fails: Callable[[Launch], bool] = lambda launch: False
+    vanishes: Callable[[Launch], bool] = lambda launch: False
+    rounds: list[list[Launch]] = field(default_factory=list)
+
+    def run_trials(self, state: TaskState, launches: dict[str, Launch], concurrent: int) -> None:
+        self.rounds.append(list(launches.values()))
+        for launch in launches.values():
+            if self.fails(launch):
+                state.failed.append(
+                    FailedTrial(key=launch.job["key"], task="lm", config={}, reason="diverged")
+                )
+            elif not self.vanishes(launch):
+                self._finish(launch)
+
+    def _finish(self, launch: Launch) -> None:
+        key, config = launch.job["key"], launch.job["method"]
+        made = make_dense if launch.job["dense"] is None else make_trial
+        record = made(key=key, seed=launch.job["seed"], export="/there")
+        if launch.job["dense"] is not None:
+            figure = {"bits_per_character": config["penalty_lr"] or 1.0}
+            record = replace(
+                record, config=config, validation=figure, method_name=launch.method_name
+            )
+        record.save(self.layout.record(key))
+        self.store.ended.add(key)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(store=Store(), layout=Layout(tmp_path, "stage"))
+
+
+def train(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, **search: Any) -> TaskState:
+    spec = CampaignSpec.model_validate(SPEC | {"search": {**SPEC["search"], **search}})
+    cluster.rounds.clear()
+    monkeypatch.setattr(
+        "orchestrator.training_stage.make_task",
+        lambda *_: SimpleNamespace(metric=SimpleNamespace(name="bits_per_character")),
+    )
+    lines: list[str] = []
+    progress = Progress(say=lines.append, total_models=1 + expected_trials(spec, spec.tasks[0]))
+    site = Site(
+        spec=spec,
+        layout=cluster.layout,
+        tracking=cluster.store,  # type: ignore[arg-type]
+        progress=progress,
+        available={"CPU": 4.0},
+    )
+    data: Any = SimpleNamespace(content_hash="data", folder=Path("/data"))
+    state = TaskState(task=spec.tasks[0], data=data, run_id="parent")
+    stage = TrainingStage(site)
+    monkeypatch.setattr(stage, "_run_trials", cluster.run_trials)
+    stage.run(state)
+    assert progress.total_models == 1 + len(state.plans)
+    return state
+
+
+def test_draws_then_what_the_best_of_them_leads_to(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    state = train(cluster, monkeypatch)
+    dense, draws, rest = cluster.rounds
+    assert [launch.job["dense"] for launch in dense] == [None]
+    assert Counter(launch.method_name for launch in draws) == {"near": 2, "plain": 1}
+    assert Counter(launch.method_name for launch in rest) == {"near": 3, "plain": 1}
+    assert Counter(launch.job["seed"] for launch in rest) == {7: 2, 8: 2}
+    best = min(
+        launch.job["method"]["penalty_lr"] for launch in draws if launch.method_name == "near"
+    )
+    assert {
+        launch.job["method"]["penalty_lr"] for launch in rest if launch.method_name == "near"
+    } == {best}
+    assert [record.key for record in state.trials] == [plan.key for plan in state.plans]
+    assert all(launch.job["dense"] == "/there" for launch in draws + rest)
+    assert all(launch.dense_record for launch in draws + rest)
+
+
+def test_runs_can_be_grouped_in_mlflow(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
+    state = train(cluster, monkeypatch)
+    assert state.dense is not None
+    params, tags = cluster.store.runs[state.dense.key]
+    assert tags["kind"] == "dense"
+    assert params["seed"] == 7
+    assert "method_name" not in params, "it outlives any change of method"
+    by_config: dict[str, list[tuple[int, int]]] = {}
+    for plan in state.plans:
+        params, tags = cluster.store.runs[plan.key]
+        assert params["method"] == plan.method.model_dump()
+        for name in ("method_name", "density", "seed", "repeat"):
+            assert tags[name] == str(params[name])
+        by_config.setdefault(tags["config"], []).append((params["seed"], params["repeat"]))
+    assert sorted(map(tuple, by_config.values())) == [
+        ((7, 0),),
+        ((7, 0),),
+        ((7, 0),),
+        ((7, 0), (8, 1)),
+        ((7, 0), (8, 1)),
+    ]
+
+
+def test_the_same_command_again_trains_nothing(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
+    first = train(cluster, monkeypatch)
+    again = train(cluster, monkeypatch)
+    assert cluster.rounds == []
+    assert again.trials == first.trials
+
+
+def test_failures_are_not_tried_again_and_the_others_go_on(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    cluster.fails = lambda launch: launch.method_name == "near"
+    state = train(cluster, monkeypatch)
+    assert Counter(record.method_name for record in state.trials) == {"plain": 2}
+    assert [trial.reason for trial in state.failed] == ["diverged"] * 2
+    # the next command tries them again
+    cluster.fails = lambda launch: False
+    assert len(train(cluster, monkeypatch).trials) == 7
+
+
+def test_a_trial_that_leaves_nothing_is_a_failure(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    cluster.vanishes = lambda launch: launch.job["seed"] == 8
+    state = train(cluster, monkeypatch)
+    assert [(t.reason, t.method_name, t.seed) for t in state.failed] == [
+        ("no record was left", "near", 8)
+    ] * 2
+
+
+def test_without_a_dense_reference_the_campaign_stops(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    cluster.fails = lambda launch: launch.job["dense"] is None
+    with pytest.raises(TrialError, match="dense reference of task lm failed: diverged"):
+        train(cluster, monkeypatch)
