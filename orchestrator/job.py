@@ -33,6 +33,12 @@ class Job:
     def method_spec(self) -> MethodSpec:
         return MethodSpec.model_validate(self.method)
 
+    @property
+    def batch_seed(self) -> int:
+        """Decides the order of the data. Compressions read them in another order than their parent
+        did, or the repeat that shares its seed would begin with the batches it began with."""
+        return self.seed if self.dense is None else int(content_hash([self.seed, "trial"], 7), 16)
+
     def worker_seed(self, rank: int) -> int:
         """Dropout differs between workers; everything shared is seeded by the job alone."""
         return int(content_hash([self.seed, self.key, "worker", rank], 12), 16)

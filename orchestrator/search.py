@@ -24,7 +24,7 @@ AnyTask = LanguageModelling | Classification
 
 CODE_CONTRACT = 1
 """Raised when a change of code makes finished models incomparable; part of every key."""
-TRIAL_CONTRACT = 2
+TRIAL_CONTRACT = 3
 """The same for trials alone: dense references keep their keys."""
 MOST_ROUNDS = 20
 """Rounds of draws per wanted trial after which a short list counts as exhausted."""

@@ -39,7 +39,7 @@ def run_job(job: Job, workers: Workers, sink: Sink | None = None) -> ModelRecord
         ModelError: The model cannot be built, or fails on inputs as long as the task's.
         LowRankError: No layer matches the patterns, or the density is out of reach.
     """
-    task = make_task(job.task_spec, PreparedData.open(Path(job.data)), job.seed)
+    task = make_task(job.task_spec, PreparedData.open(Path(job.data)), job.batch_seed)
     torch.manual_seed(job.worker_seed(workers.rank))
     recorder = Recorder(workers=workers, total_steps=_num_steps(job), sink=sink)
     stages = {"dense": _train_dense, "from-scratch": _train_small}

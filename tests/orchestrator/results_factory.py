@@ -124,7 +124,8 @@ def make_record(plan: TrialPlan, dense: ModelRecord, **changes: Any) -> ModelRec
     sign = -1 if metric.higher_is_better else 1
     costs = {"adaptive": 0.06, "low-rank": 0.11, "flop-l0": 0.09, "agp": 0.03}
     drop = costs[plan.method.kind] * (1 - density) ** 2 / density**0.5
-    drop += 0.01 * abs(math.log10(plan.method.learning_rate / 0.05)) + noise.gauss(0, 0.004)
+    rate = plan.method.learning_rate or 1e-3
+    drop += 0.01 * abs(math.log10(rate / 0.05)) + noise.gauss(0, 0.004)
     quality = dense.quality * (1 + sign * drop)
     size = make_size(density - (0.006 if plan.method.kind == "flop-l0" else 1e-4))
     gated = plan.method.kind != "low-rank"

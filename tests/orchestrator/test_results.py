@@ -536,7 +536,8 @@ class TestPieces:
         curve = [replace(curve[0], lambda_linear=0.0), *curve[1:]]
         steps, values = series(curve, "lambda_linear")
         assert steps[0] == curve[1].step
-        assert len(steps) == len(values) == 11
+        told = [point for point in curve if point.lambda_linear is not None]
+        assert len(steps) == len(values) == len(told) - 1 > 5
 
 
 class TestMlflow:
