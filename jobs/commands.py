@@ -84,7 +84,8 @@ def results(path: Path, overrides: Sequence[str], task_name: str | None, out: Pa
     from datetime import UTC, datetime
 
     from orchestrator.results import Asked, read_notes, read_results, write_results
-    from orchestrator.tracking import RunReader, default_tracking_uri
+    from orchestrator.tracking import default_tracking_uri
+    from orchestrator.tracking_read import RunReader
 
     spec = load_spec(path, overrides)
     task = _task(spec, task_name)

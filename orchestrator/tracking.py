@@ -11,9 +11,8 @@ import json
 import logging
 import math
 import os
-import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +91,9 @@ class Tracking:
         except TrackingError:
             raise
         except (MlflowException, OSError, ValueError) as error:
-            raise TrackingError(_unreachable(uri, error)) from error
+            raise TrackingError(unreachable(uri, error)) from error
         except Exception as error:  # SQLAlchemy's and requests' own trees
-            raise TrackingError(_unreachable(uri, error)) from error
+            raise TrackingError(unreachable(uri, error)) from error
 
     def task_run(self, campaign: str, task: str, spec_yaml: str, tags: dict[str, str]) -> str:
         """The parent run of a task, found again by its tag on a resume."""
@@ -267,102 +266,6 @@ class RunWriter:
         self.client.set_terminated(self.run_id, status)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoggedRun:
-    """One run of an experiment, as its store has it."""
-
-    run_id: str
-    key: str
-    """Of a model; `task:NAME` for a task's own run."""
-    status: str
-    """RUNNING, FINISHED, FAILED or KILLED."""
-    started: float
-    """Seconds since the epoch."""
-    ended: float | None
-    params: dict[str, str]
-    tags: dict[str, str]
-
-
-class RunReader:
-    """Reads the runs of a campaign's experiment; makes and changes nothing.
-
-    Args:
-        uri: MLflow tracking URI.
-        experiment: Name.
-
-    Raises:
-        TrackingError: The store cannot be reached, or has no such experiment.
-    """
-
-    def __init__(self, uri: str, experiment: str) -> None:
-        from mlflow import MlflowClient
-
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        # to open a database that is not there would make it
-        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-            raise TrackingError(f"nothing is recorded in {redact_uri(uri)} yet")
-        try:
-            self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            found = self.client.get_experiment_by_name(experiment)
-        except Exception as error:  # MLflow's, SQLAlchemy's and requests' own trees
-            raise TrackingError(_unreachable(uri, error)) from error
-        if found is None or found.lifecycle_stage != "active":
-            raise TrackingError(f"{redact_uri(uri)} has no experiment {experiment!r}")
-        self._experiment_id = found.experiment_id
-
-    def runs(self) -> list[LoggedRun]:
-        """Every run that has a key, in the order in which they began."""
-        found, token = [], None
-        while True:
-            page = self.client.search_runs(
-                [self._experiment_id],
-                max_results=1000,
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
-            found += [_logged(run) for run in page if "lowrank.key" in run.data.tags]
-            token = page.token
-            if not token:
-                return found
-
-    def record(self, run: LoggedRun) -> ModelRecord | None:
-        """What `RunWriter.record` wrote; None if the run has no record, or not in this form."""
-        text = self._text(run.run_id, RECORD)
-        try:
-            return ModelRecord.from_json(text) if text else None
-        except (ValueError, TypeError, KeyError) as error:
-            logger.warning("run %s: its %s cannot be read: %s", run.run_id, RECORD, error)
-            return None
-
-    def setting(self, run: LoggedRun) -> dict[str, Any]:
-        """What `RunWriter.setting` wrote; empty if nothing was."""
-        return json.loads(self._text(run.run_id, SETTING) or "{}")
-
-    def _text(self, run_id: str, name: str) -> str | None:
-        from mlflow.exceptions import MlflowException
-
-        with tempfile.TemporaryDirectory(prefix="lowrank-records-") as folder:
-            try:
-                path = Path(self.client.download_artifacts(run_id, name, folder))
-                return path.read_text(encoding="utf-8")
-            except (MlflowException, OSError):
-                return None
-
-
-def _logged(run: Any) -> LoggedRun:
-    ended = run.info.end_time
-    return LoggedRun(
-        run_id=run.info.run_id,
-        key=run.data.tags["lowrank.key"],
-        status=run.info.status,
-        started=run.info.start_time / 1000,
-        ended=None if ended is None else ended / 1000,
-        params=dict(run.data.params),
-        tags=dict(run.data.tags),
-    )
-
-
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Params as a run has them: inner mappings as `outer.inner`."""
     found: dict[str, Any] = {}
@@ -374,6 +277,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _unreachable(uri: str, error: Exception) -> str:
+def unreachable(uri: str, error: Exception) -> str:
+    """The first line of what the client said, without passwords."""
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return f"tracking.uri: {redact_uri(uri)} cannot be reached: {redact_uri(first)[:300]}"

@@ -12,7 +12,8 @@ from orchestrator.records import Choice, FailedTrial, ModelRecord, TaskResult
 from orchestrator.report_methods import Runs, compared_runs
 from orchestrator.search import TrialPlan, dense_key, expected_trials, plan_trials
 from orchestrator.spec import CampaignSpec, MethodSpec
-from orchestrator.tracking import LoggedRun, RunReader, flat
+from orchestrator.tracking import flat
+from orchestrator.tracking_read import LoggedRun, RunReader
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,8 @@ from orchestrator.results.read import Results, read_results
 from orchestrator.results.tables import best_methods, paired_differences
 from orchestrator.results.text import free
 from orchestrator.search import TrialPlan
-from orchestrator.tracking import RunReader, RunWriter, Tracking
+from orchestrator.tracking import RunWriter, Tracking
+from orchestrator.tracking_read import RunReader
 from orchestrator.wording import number, percent, without_places
 from tests.orchestrator import results_factory
 from tests.orchestrator.results_factory import (
