@@ -5,7 +5,7 @@
 Among all s in [0, 1] that spend exactly the budget, these maximize  sum_k c_k (a_k s_k + T H(s_k)),
 H the entropy: a is worth per cost, and the gates are a projection of it onto the budget that can be
 differentiated. tau is solved for, not ascended to; there is nothing to wind up and nothing to miss.
-T falls until gates are open or shut, and the final projection then cuts nothing that is in use.
+T falls until gates are open or shut, and the final projection then cuts little that is in use.
 """
 
 from __future__ import annotations
