@@ -12,14 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from scipy.optimize import brentq
+from scipy.special import expit
 from torch import Tensor, nn
 
 from lowrank.density import Cost
 from lowrank.gate import Gate
 
-BISECTIONS = 60
-"""Halvings of the interval of tau: to the rounding of float64."""
+TOLERANCE = 1e-15
+"""Of tau, relative to the range of the scores: a cold gate is steep, with a slope of 1 / 4T."""
+RELATIVE = 4 * float(np.finfo(np.float64).eps)
+"""The least that the root finder takes."""
 REACH = 40.0
 """sigmoid(-40) is 4e-18: beyond this many T from every score all gates are open, or all shut."""
 
@@ -64,28 +69,27 @@ def solve_threshold(
         allowed: Budget, in the unit of the costs.
         temperature: T > 0.
     """
-    names = list(scores)
-    score = torch.cat([scores[name].detach().double().cpu() for name in names])
-    sizes = [len(scores[name]) for name in names]
+    # one transfer from the device, whatever the number of layers
+    score = torch.cat([each.detach() for each in scores.values()]).double().cpu().numpy()
+    firsts = np.cumsum([0, *(len(each) for each in scores.values())])[:-1]
+    charged = [costs[name] for name in scores]
 
-    def spent(threshold: float) -> float:
-        kept = torch.sigmoid((score - threshold) / temperature).split(sizes)
-        counts = torch.stack([layer.sum() for layer in kept]).tolist()
-        return sum(costs[name].expected(count) for name, count in zip(names, counts, strict=True))
+    def excess(threshold: float) -> float:
+        kept = np.add.reduceat(expit((score - threshold) / temperature), firsts).tolist()
+        return sum(c.expected(count) for c, count in zip(charged, kept, strict=True)) - allowed
 
     low = float(score.min()) - REACH * temperature
     high = float(score.max()) + REACH * temperature
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if spent(middle) > allowed else (low, middle)
-    return (low + high) / 2
+    if excess(low) <= 0:
+        return low
+    if excess(high) >= 0:
+        return high
+    return float(brentq(excess, low, high, xtol=TOLERANCE * (high - low), rtol=RELATIVE))
 
 
 def tangent_gradients(
-    gradients: Mapping[str, Tensor],
-    slopes: Mapping[str, Tensor],
-    unit_costs: Mapping[str, float],
-) -> tuple[dict[str, Tensor], float]:
+    gradient: Tensor, slope: Tensor, unit_cost: Tensor
+) -> tuple[Tensor, Tensor]:
     """Gradients of the scores along the budget, and the price of a unit of it.
 
     Backward gives h_k = s'_k dL/ds_k for a fixed tau. When a_k rises, tau rises with it, by
@@ -97,12 +101,15 @@ def tangent_gradients(
     that are neither open nor shut. -lambda is the multiplier of the budget: loss per unit of cost.
 
     Args:
-        gradients: h per layer, [num_gates] each.
-        slopes: s' per layer, in units of the score.
-        unit_costs: c of each layer's components.
+        gradient: h of the components of all layers, [num_gates].
+        slope: s' of each, in units of the score.
+        unit_cost: c of each.
+
+    Returns:
+        dL/da, [num_gates], and -lambda, a scalar; 0 where no gate is between open and shut.
+        Nothing waits for the device.
     """
-    total = sum(float(gradient.sum()) for gradient in gradients.values())
-    weight = sum(float(slope.sum()) * unit_costs[name] for name, slope in slopes.items())
-    price = total / weight if weight > 0 else 0.0
-    along = {n: g - price * unit_costs[n] * slopes[n] for n, g in gradients.items()}
-    return along, -price
+    weight = unit_cost * slope
+    total = weight.sum()
+    price = torch.where(total > 0, gradient.sum() / total, 0.0)
+    return gradient - price * weight, -price

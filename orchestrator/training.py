@@ -122,7 +122,9 @@ def train(
     freeze_unused(model, task, workers)
     task.begin_stretch()
     wrapped = workers.wrap(model)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    # one kernel for all parameters: small models spend their time on launching kernels
+    fused = workers.device.type == "cuda"
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=fused)
     gates = _gate_ids(stretch.pruner)
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in gates]
     base_rates = [group["lr"] for group in optimizer.param_groups]
@@ -135,21 +137,24 @@ def train(
             is_gates = bool(gates) and id(group["params"][0]) in gates
             group["lr"] = rate if is_gates else rate * factor
         losses.append(_step(wrapped, task, workers, stretch, optimizer, weights, step))
-        point = _point(stretch, step, base_rates[0] * factor)
+        done = step + 1
+        evaluates = done % stretch.evaluate_every == 0 or done == stretch.num_steps
+        # figures of gates wait for the device: no more often than they are shown
+        shown = evaluates or done % log_every == 0
+        point = _point(stretch, step, base_rates[0] * factor) if shown else None
         if stretch.pruner is not None:
             stretch.pruner.step()
-        done = step + 1
-        if done % stretch.evaluate_every == 0 or done == stretch.num_steps:
+        if point is None:
+            continue
+        point = replace(point, train_loss=_mean(losses, workers, step))
+        losses = []
+        if evaluates:
             metrics = evaluate(model, task, workers, "validation")
             value = metrics[task.metric.name]
             best.offer(model, value, stretch.keep_best)
-            recorder.report(
-                replace(point, train_loss=_mean(losses, workers, step), validation=_finite(value))
-            )
-            losses = []
-        elif done % log_every == 0:
-            recorder.add(replace(point, train_loss=_mean(losses, workers, step)))
-            losses = []
+            recorder.report(replace(point, validation=_finite(value)))
+        else:
+            recorder.add(point)
     best.restore(model)
 
 

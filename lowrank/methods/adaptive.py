@@ -101,11 +101,10 @@ class ThresholdControl(Control[GatedLinear]):
         self, layers: dict[str, GatedLinear], method: Adaptive, currency: Currency
     ) -> None:
         super().__init__(layers, method, currency)
-        self._unit_costs = {name: self.costs[name].unit_cost for name in layers}
         self._dense = sum(cost.dense_cost for cost in self.costs.values())
         every = {name: layer.num_components for name, layer in layers.items()}
         self._start_density = realized_density(every, self.costs)
-        self._price = 0.0
+        self._price = torch.zeros(())
         rate = method.gate_lr if method.gate_lr is not None else SCORE_TRAVEL / method.gated_steps
         # the scores' gradient is projected first, which no optimizer of the caller's would do
         self._optimizer = torch.optim.Adam(self.score_parameters(), lr=rate, betas=(0.9, 0.99))
@@ -143,9 +142,11 @@ class ThresholdControl(Control[GatedLinear]):
         return final + max(0.0, self._start_density - final) * fraction
 
     def expected_density(self) -> Tensor:
+        gates = self._gates
         with torch.no_grad():
-            kept = {name: float(gate.kept().sum()) for name, gate in self._gates.items()}
-        return torch.tensor(sum(self.costs[n].expected(k) for n, k in kept.items()) / self._dense)
+            kept = torch.stack([gate.kept().sum() for gate in gates.values()]).tolist()
+        spent = (self.costs[name].expected(k) for name, k in zip(gates, kept, strict=True))
+        return torch.tensor(sum(spent) / self._dense)
 
     def begin_step(self, generator: torch.Generator) -> None:
         scores: dict[str, Tensor] = {n: g.parameter for n, g in self._gates.items()}
@@ -160,17 +161,25 @@ class ThresholdControl(Control[GatedLinear]):
             super().end_step()
             return
         gates = {n: g for n, g in self._gates.items() if g.parameter.grad is not None}
-        gradients = {n: _gradient(gate) for n, gate in gates.items()}
-        slopes = {}
-        for name, gate in gates.items():
-            kept = gate.kept().detach()
-            slopes[name] = kept * (1 - kept) / gate.temperature
-        along, self._price = tangent_gradients(gradients, slopes, self._unit_costs)
-        for name, gate in gates.items():
-            gate.parameter.grad = along[name].to(gate.parameter)
+        if gates:
+            self._project_gradients(gates)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         super().end_step()
+
+    def _project_gradients(self, gates: dict[str, ThresholdGate]) -> None:
+        """The gradients of scores become those along the budget; all layers in one go, for on a
+        GPU it is the number of operations that takes the time."""
+        parameters = [gate.parameter for gate in gates.values()]
+        sizes = [len(parameter) for parameter in parameters]
+        gradient = torch.cat([_gradient(gate) for gate in gates.values()])
+        kept = torch.cat([gate.kept().detach() for gate in gates.values()]).double()
+        each = torch.tensor([self.costs[name].unit_cost for name in gates], dtype=torch.float64)
+        cost = each.repeat_interleave(torch.tensor(sizes)).to(kept.device)
+        slope = kept * (1 - kept) / self.temperature
+        along, self._price = tangent_gradients(gradient, slope, cost)
+        for parameter, part in zip(parameters, along.split(sizes), strict=True):
+            parameter.grad = part.to(parameter)
 
     def scores(self) -> dict[str, Tensor]:
         scores = {n: g.parameter.detach().float().cpu() for n, g in self._gates.items()}
@@ -182,7 +191,7 @@ class ThresholdControl(Control[GatedLinear]):
             kept = torch.cat([gate.kept() for gate in self._gates.values()])
         return {
             # nats per unit of density
-            "lambda_linear": self._price * self._dense,
+            "lambda_linear": float(self._price) * self._dense,
             "undecided": float(((kept > 0.05) & (kept < 0.95)).float().mean()),
         }
 

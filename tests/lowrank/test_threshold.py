@@ -170,6 +170,16 @@ def test_untrained_gates_prune_all_layers_alike(share, temperature):
 # --- gradients along the budget
 
 
+def tangents(gradients, slopes, costs):
+    """Layer by layer."""
+    sizes = [len(gradient) for gradient in gradients.values()]
+    unit_cost = torch.cat([torch.full((len(g),), costs[n]).double() for n, g in gradients.items()])
+    along, price = tangent_gradients(
+        torch.cat(list(gradients.values())), torch.cat(list(slopes.values())), unit_cost
+    )
+    return dict(zip(gradients, along.split(sizes), strict=True)), float(price)
+
+
 def smooth_loss(gates):
     s = torch.cat(list(gates.values()))
     weight = torch.linspace(-1, 2, len(s), dtype=torch.float64)
@@ -190,7 +200,7 @@ def test_gradients_are_those_with_the_threshold_solved_again(seed, temperature):
     values = gates(leaves)  # solving passes no gradient
     smooth_loss(values).backward()
     slopes = {n: (s * (1 - s)).detach() / temperature for n, s in values.items()}
-    found, price = tangent_gradients({n: a.grad for n, a in leaves.items()}, slopes, costs)
+    found, price = tangents({n: a.grad for n, a in leaves.items()}, slopes, costs)
 
     step = 1e-5
     for name, score in scores.items():
@@ -213,7 +223,7 @@ def test_gradients_are_those_with_the_threshold_solved_again(seed, temperature):
 
 def test_gates_that_are_all_saturated_have_neither_gradient_nor_price():
     zeros = {"a": torch.zeros(3).double()}
-    found, price = tangent_gradients(zeros, zeros, {"a": 2.0})
+    found, price = tangents(zeros, zeros, {"a": 2.0})
     assert price == 0
     assert found["a"].tolist() == [0, 0, 0]
 

@@ -262,7 +262,9 @@ def test_what_the_scores_follow_is_the_gradient_along_the_budget():
     s = {name: gate.value() for name, gate in run.gates.items()}
     slopes = {name: value * (1 - value) / run.control.temperature for name, value in s.items()}
     given = {name: gate.parameter.grad.double() for name, gate in run.gates.items()}
-    wanted, _ = tangent_gradients(given, slopes, dict.fromkeys(s, 48.0))
+    parts = [torch.cat(list(each.values())) for each in (given, slopes)]
+    along, _ = tangent_gradients(*parts, torch.full_like(parts[0], 48.0))
+    wanted = dict(zip(given, along.split([len(g) for g in given.values()]), strict=True))
 
     def look(optimizer, args, kwargs):
         seen.update({name: gate.parameter.grad.clone() for name, gate in run.gates.items()})
