@@ -87,9 +87,7 @@ def solve_threshold(
     return float(brentq(excess, low, high, xtol=TOLERANCE * (high - low), rtol=RELATIVE))
 
 
-def tangent_gradients(
-    gradient: Tensor, slope: Tensor, unit_cost: Tensor
-) -> tuple[Tensor, Tensor]:
+def tangent_gradients(gradient: Tensor, slope: Tensor, unit_cost: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the scores along the budget, and the price of a unit of it.
 
     Backward gives h_k = s'_k dL/ds_k for a fixed tau. When a_k rises, tau rises with it, by
