@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from orchestrator import wording
 from orchestrator.results.read import Results
 from orchestrator.results.text import Pictures, free, picture, seconds, table
+from orchestrator.search import TrialPlan
 from orchestrator.wording import metric_name, number, plural
 
 
@@ -113,16 +114,34 @@ def _parent(results: Results) -> str:
     )
 
 
+def _missing(results: Results) -> list[list[str]]:
+    """A row per method and state: a campaign that has just begun lacks hundreds of trials."""
+    groups: dict[tuple[str, str], list[TrialPlan]] = {}
+    for plan, state in results.missing:
+        groups.setdefault((plan.method_name, state), []).append(plan)
+    return [
+        [
+            free(method),
+            _listed({plan.method.density for plan in plans}),
+            _listed({plan.seed for plan in plans}),
+            state,
+            free(plans[0].name) if len(plans) == 1 else f"{len(plans)} trials",
+        ]
+        for (method, state), plans in groups.items()
+    ]
+
+
+def _listed(values: set[float]) -> str:
+    return ", ".join(f"{value:g}" for value in sorted(values))
+
+
 def failed_and_missing(results: Results, pictures: Pictures) -> list[str]:
     """Trials without a result, and runs that were not used."""
     body = [
         [free(f.method_name), f"{f.config['density']:g}", str(f.seed), "failed", free(f.reason)]
         for f in results.result.failed
     ]
-    body += [
-        [free(p.method_name), f"{p.method.density:g}", str(p.seed), state, free(p.name)]
-        for p, state in results.missing
-    ]
+    body += _missing(results)
     blocks = [table(("method", "density", "seed", "state", ""), body)] if body else []
     if results.to_come:
         blocks.append(
