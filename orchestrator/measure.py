@@ -13,7 +13,7 @@ from lowrank.bench import Pair, fingerprint, forward_pair, num_threads, quartile
 from lowrank.hf import load_pretrained
 from orchestrator.data.prepare import PreparedData
 from orchestrator.records import Speed
-from orchestrator.spec import Classification, LanguageModelling, MeasureSpec
+from orchestrator.spec import AnyTask, MeasureSpec
 from orchestrator.tasks import TrainingTask, make_task
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def measure_speed(
     dense: str,
     compressed: str,
-    task_spec: LanguageModelling | Classification,
+    task_spec: AnyTask,
     data: str,
     measure: MeasureSpec,
 ) -> list[Speed]:

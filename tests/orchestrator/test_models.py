@@ -14,6 +14,7 @@ from lowrank.hf import load_pretrained, save_pretrained
 from orchestrator.errors import ModelError
 from orchestrator.models import auto_class_of, build_config, build_model, resolve_pretrained
 from orchestrator.spec import ModelSpec
+from orchestrator.tasks import make_task
 from tests.orchestrator.small import BERT, GPT2, Family, with_config
 
 
@@ -57,6 +58,50 @@ def test_the_data_decide_vocabulary_and_labels(lm: Family, classes: Family):
         "AutoModelForCausalLM",
         "AutoModelForSequenceClassification",
     )
+
+
+def test_the_task_decides_what_the_head_is_for(classes: Family, scores: Family, tmp_path: Path):
+    for family, problem, labels in (
+        (classes, "single_label_classification", 2),
+        (scores, "regression", 1),
+    ):
+        fresh = build_model(family.task, family.data, seed=1)
+        # the config of weights that had another purpose must not decide
+        fresh.config.problem_type = "multi_label_classification"
+        fresh.base_model.save_pretrained(tmp_path / problem)
+        loaded = build_model(
+            with_model(family, pretrained=str(tmp_path / problem)), family.data, seed=1
+        )
+        for model in (build_model(family.task, family.data, seed=1), loaded):
+            assert model.config.problem_type == problem
+            assert model.config.num_labels == labels == model.classifier.out_features
+
+
+def test_a_new_head_starts_at_the_mean_score(scores: Family, tmp_path: Path):
+    fresh = build_model(scores.task, scores.data, seed=1).eval()
+    mean = scores.data.examples("train").labels.mean()
+    assert 2 < mean < 3
+    assert fresh.classifier.bias.item() == pytest.approx(mean)
+    fresh.base_model.save_pretrained(tmp_path / "body")
+    body = with_model(scores, pretrained=str(tmp_path / "body"))
+    assert build_model(body, scores.data, seed=1).classifier.bias.item() == pytest.approx(mean)
+    # a head that was trained is kept
+    torch.nn.init.constant_(fresh.classifier.bias, 7.0)
+    fresh.save_pretrained(tmp_path / "whole")
+    whole = with_model(scores, pretrained=str(tmp_path / "whole"))
+    assert build_model(whole, scores.data, seed=1).classifier.bias.item() == 7
+
+
+def test_transformers_own_loss_of_an_export_is_the_squared_error(scores: Family):
+    """Who trains the exported model with transformers trains a regression."""
+    task = make_task(scores.task, scores.data, seed=0)
+    batch = task.batch(0, 0, 1)
+    for record in scores.records:
+        model = load_pretrained(record.export)
+        assert model.config.problem_type == "regression"
+        with torch.no_grad():
+            theirs = model(**batch).loss
+            torch.testing.assert_close(theirs, task.loss(model, batch))
 
 
 @pytest.mark.parametrize(

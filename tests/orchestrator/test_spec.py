@@ -116,6 +116,13 @@ TASK = merged(
             }
         ),
         st.just({"kind": "classification", "metric": "f1"}),
+        # of the sources above, one has no scores
+        st.fixed_dictionaries(
+            {
+                "kind": st.just("regression"),
+                "data": DATA.filter(lambda data: data["source"] != "python-docs"),
+            }
+        ),
     ),
 )
 CAMPAIGN = st.fixed_dictionaries(
@@ -214,6 +221,50 @@ def test_minimal_spec_is_valid():
 def test_refused(values):
     with pytest.raises(ValidationError):
         CampaignSpec.model_validate(values)
+
+
+GLUE_KINDS = {"stsb": "regression"} | dict.fromkeys(
+    ["cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte"], "classification"
+)
+
+
+def glue(task: str, **fields: Any) -> Any:
+    data = {"source": "glue", "task": task}
+    return CampaignSpec.model_validate(with_task(data=data, **fields)).tasks[0]
+
+
+def test_a_glue_task_has_the_metric_of_glue():
+    metrics = {task: glue(task, kind=kind).metric for task, kind in GLUE_KINDS.items()}
+    assert metrics == {
+        "cola": "matthews",
+        "sst2": "accuracy",
+        "mrpc": "accuracy_f1",
+        "stsb": "pearson_spearman",
+        "qqp": "accuracy_f1",
+        "mnli": "accuracy",
+        "qnli": "accuracy",
+        "rte": "accuracy",
+    }
+    assert glue("mrpc", kind="classification", metric="f1").metric == "f1"
+    assert glue("stsb", kind="regression", metric="spearman").metric == "spearman"
+    # what a worker receives is the same task
+    task = glue("cola", kind="classification")
+    assert type(task).model_validate(task.model_dump(mode="json")) == task
+
+
+@pytest.mark.parametrize("task", GLUE_KINDS)
+def test_a_glue_task_is_of_one_kind(task: str):
+    wrong = {"regression": "classification", "classification": "regression"}[GLUE_KINDS[task]]
+    message = f"kind must be {GLUE_KINDS[task]} for GLUE's {task}, got {wrong}"
+    with pytest.raises(ValidationError, match=message):
+        glue(task, kind=wrong)
+    with pytest.raises(ValidationError, match="must be a source of running text, got 'glue'"):
+        glue(task, kind="language-modelling")
+
+
+def test_docstrings_have_no_scores():
+    with pytest.raises(ValidationError, match="must be a source with scores, got 'python-docs'"):
+        CampaignSpec.model_validate(with_task(kind="regression"))
 
 
 def test_method_of_a_task_takes_its_own_fields_then_the_searched():
