@@ -345,6 +345,15 @@ def test_digest_ignores_where_results_are_stored_and_nothing_else():
     assert CampaignSpec.model_validate(changed(seed=1)).digest() != spec.digest()
 
 
+def test_a_field_that_came_later_leaves_the_digest_of_specs_without_it():
+    """Versions without `measure.int8` have recorded digests."""
+    spec = CampaignSpec.model_validate(MINIMAL)
+    values = spec.model_dump(mode="json", exclude={"storage", "tracking"})
+    assert values["measure"].pop("int8") is False
+    assert spec.digest() == content_hash(values)
+    assert CampaignSpec.model_validate(changed(measure={"int8": True})).digest() != spec.digest()
+
+
 def test_content_hash_does_not_depend_on_order():
     assert content_hash({"a": 1, "b": [2]}) == content_hash({"b": [2], "a": 1})
     assert len(content_hash(1, length=8)) == 8
