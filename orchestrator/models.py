@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,18 @@ def build_model(task: AnyTask, data: PreparedData, seed: int) -> nn.Module:
     return start_at_mean(_from_config(auto, task, data), task, data).float()
 
 
-def start_at_mean(model: nn.Module, task: AnyTask, data: PreparedData) -> nn.Module:
-    """For a regression, set the bias of the output layer to the mean score of train, in place; a
-    head without a bias (GPT-2's) stays as it is."""
+def start_at_mean(
+    model: nn.Module, task: AnyTask, data: PreparedData, new: Container[str] | None = None
+) -> nn.Module:
+    """For a regression, set the bias of the output layer to the mean score of train, in place.
+
+    A head without a bias (GPT-2's) stays as it is, and so does one that is not among the `new`
+    parameters; by default all are new.
+    """
     if isinstance(task, Regression):
-        *_, last = (m for m in model.modules() if isinstance(m, nn.Linear))
-        if last.out_features == 1 and last.bias is not None:
+        *_, (name, last) = (pair for pair in model.named_modules() if type(pair[1]) is nn.Linear)
+        is_new = new is None or f"{name}.bias" in new
+        if is_new and last.out_features == 1 and last.bias is not None:
             nn.init.constant_(last.bias, data.info["splits"]["train"]["scores"]["mean"])
     return model
 
@@ -186,26 +193,34 @@ def _load_pretrained(auto: Any, task: AnyTask, data: PreparedData) -> nn.Module:
     # what is missing is judged below; transformers would print a table and go on
     transformers.utils.logging.set_verbosity_error()
     try:
-        model, loading = auto.from_pretrained(source, output_loading_info=True, **fields)
+        model, loading = auto.from_pretrained(
+            # of a head for other labels; what else does not fit is refused below
+            source,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **fields,
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"model.pretrained: {source!r} is neither a folder with a model nor a hub name that "
             f"can be reached: {(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from error
-    new = _new_head(model, task, loading)
-    missing = sorted(set(loading["missing_keys"]) - set(new))
+    unset = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+    new = _new_head(model, task, unset)
+    missing = sorted(set(unset) - set(new))
     if missing:
         raise ModelError(
             f"model.pretrained: {source!r} has no weights for {', '.join(missing[:5])}"
             f"{' and others' if len(missing) > 5 else ''}; they would be random. "
             f"Is it a {type(model).__name__}?"
         )
-    return start_at_mean(model, task, data) if new else model
+    return start_at_mean(model, task, data, new)
 
 
-def _new_head(model: Any, task: AnyTask, loading: dict[str, Any]) -> list[str]:
-    """Missing weights that are meant to be new: a classifier's, outside the pretrained body."""
+def _new_head(model: Any, task: AnyTask, unset: list[str]) -> list[str]:
+    """Of weights that were not loaded those that are meant to be new: a head's, outside the
+    pretrained body."""
     if isinstance(task, LanguageModelling):
         return []
     body = f"{model.base_model_prefix}."
-    return [k for k in loading["missing_keys"] if not k.startswith(body) or ".pooler." in k]
+    return [k for k in unset if not k.startswith(body) or ".pooler." in k]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lowrank import FlopL0, Pruner, find_layers
 from lowrank.counting import num_matrix_parameters
@@ -90,6 +91,38 @@ def test_a_new_head_starts_at_the_mean_score(scores: Family, tmp_path: Path):
     fresh.save_pretrained(tmp_path / "whole")
     whole = with_model(scores, pretrained=str(tmp_path / "whole"))
     assert build_model(whole, scores.data, seed=1).classifier.bias.item() == 7
+    # even if something else is new
+    state = {k: v for k, v in fresh.state_dict().items() if "pooler" not in k}
+    save_file(state, tmp_path / "whole" / "model.safetensors", metadata={"format": "pt"})
+    assert build_model(whole, scores.data, seed=1).classifier.bias.item() == 7
+
+
+def test_a_head_for_other_labels_is_new(classes: Family, scores: Family, tmp_path: Path):
+    """As of a model that was fine-tuned on MNLI and goes on with another task."""
+    tuned = build_model(classes.task, classes.data, seed=4)
+    torch.nn.init.constant_(tuned.classifier.weight, 9.0)
+    # the vocabularies of the two tasks differ, which is no head
+    tuned.resize_token_embeddings(scores.data.vocab_size)
+    tuned.save_pretrained(tmp_path)
+    spec = with_model(scores, pretrained=str(tmp_path))
+    one, other = (build_model(spec, scores.data, seed=1) for _ in range(2))
+    assert one.classifier.weight.shape == (1, 32)
+    assert torch.equal(one.classifier.weight, other.classifier.weight)
+    assert 0 < one.classifier.weight.std() < 0.1
+    assert one.classifier.bias.item() == pytest.approx(scores.data.examples("train").labels.mean())
+    body, there = one.bert.state_dict(), tuned.bert.state_dict()
+    assert all(torch.equal(body[name], there[name]) for name in body)
+
+
+def test_weights_of_another_shape_are_refused(classes: Family, tmp_path: Path):
+    """Where the config was changed by hand, and not the weights."""
+    build_model(classes.task, classes.data, seed=4).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    size = '"intermediate_size": {}'
+    config.write_text(config.read_text().replace(size.format(64), size.format(48)))
+    spec = with_model(classes, pretrained=str(tmp_path))
+    with pytest.raises(ModelError, match=r"no weights for bert\.encoder\.layer\.0\.intermediate"):
+        build_model(spec, classes.data, seed=1)
 
 
 def test_transformers_own_loss_of_an_export_is_the_squared_error(scores: Family):
