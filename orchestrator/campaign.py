@@ -176,8 +176,10 @@ class Campaign:
                 str(state.data.folder),
                 self.spec.measure,
             )
-            state.trials[index] = replace(record, speed=rows)
-            self._keep(state.trials[index]).speed(rows)
+            record = replace(record, speed=rows)
+            self._writer(record).speed(rows)
+            self._keep(record)
+            state.trials[index] = record
 
     def _measure_int8(self, state: TaskState) -> None:
         """Every model in 8-bit integers, if the spec asks for it and it has not been done yet."""
@@ -200,19 +202,21 @@ class Campaign:
                 self.progress.line(f"{state.task.name}: no 8-bit integers: {found}")
                 continue
             record = replace(record, int8=found)
-            self._keep(record).int8(found)
+            self._writer(record).int8(found)
+            self._keep(record)
             if index == 0:
                 state.dense = record
             else:
                 state.trials[index - 1] = record
 
-    def _keep(self, record: ModelRecord) -> RunWriter:
-        """Write a record that has grown, on disk and to its run; returns the run's writer."""
+    def _writer(self, record: ModelRecord) -> RunWriter:
         assert record.mlflow_run_id is not None
-        writer = RunWriter(self.tracking_uri, record.mlflow_run_id)
-        writer.record_file(record)
+        return RunWriter(self.tracking_uri, record.mlflow_run_id)
+
+    def _keep(self, record: ModelRecord) -> None:
+        """Write a record that has grown; last, since what it holds is not measured again."""
+        self._writer(record).record_file(record)
         record.save(self.layout.record(record.key))
-        return writer
 
 
 class _terminate_as_interrupt:

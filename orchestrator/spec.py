@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -114,6 +114,7 @@ class Resources(Block):
 class TaskBase(Block):
     name: Name
     """Becomes part of folders, runs and the registered model's name."""
+    kind: str
     data: Data
     model: ModelSpec
     dense: DenseSpec
@@ -129,6 +130,13 @@ class TaskBase(Block):
     """Cap on the training split."""
     max_eval_examples: int | None = Field(None, ge=1)
     """Caps, by content hash; for language models an example is a window of `context` tokens."""
+
+    @model_validator(mode="after")
+    def _kind_of_its_data(self) -> Self:
+        if isinstance(self.data, Glue) and self.data.form.kind != self.kind:
+            message = f"must be {self.data.form.kind} for GLUE's {self.data.task}, got {self.kind}"
+            raise PlacedErrors([rule(("kind",), message)], type(self))
+        return self
 
     @field_validator("method")
     @classmethod
@@ -151,13 +159,6 @@ class LanguageModelling(TaskBase):
     """Tokens of a training window, and of an evaluation window."""
     vocab_size: int = Field(8192, ge=2)
     """Upper bound for `word` (rarer words become <unk>) and `token`."""
-
-    @model_validator(mode="after")
-    def _running_text(self) -> LanguageModelling:
-        if isinstance(self.data, Glue):
-            message = "must be a source of running text, got 'glue'"
-            raise PlacedErrors([rule(("data", "glue", "source"), message)], type(self))
-        return self
 
 
 class LabelledTexts(TaskBase):
@@ -183,13 +184,6 @@ class Classification(LabelledTexts):
     alphabetic order, or the mean over more; `accuracy_f1` the mean of both. `source: glue` has the
     metric of its task by default."""
 
-    @model_validator(mode="after")
-    def _has_classes(self) -> Classification:
-        if isinstance(self.data, Glue) and self.data.form.kind != self.kind:
-            message = f"must be {self.data.form.kind} for GLUE's {self.data.task}, got {self.kind}"
-            raise PlacedErrors([rule(("kind",), message)], type(self))
-        return self
-
 
 class Regression(LabelledTexts):
     """One score per text or pair of texts, such as how alike two sentences are."""
@@ -200,16 +194,10 @@ class Regression(LabelledTexts):
     mean of both correlations, as GLUE has it for STS-B."""
 
     @model_validator(mode="after")
-    def _has_scores(self) -> Regression:
-        errors = []
+    def _has_scores(self) -> Self:
         if isinstance(self.data, PythonDocs):
             message = "must be a source with scores, got 'python-docs', which has classes"
-            errors.append(rule(("data", "python-docs", "source"), message))
-        if isinstance(self.data, Glue) and self.data.form.kind != self.kind:
-            message = f"must be {self.data.form.kind} for GLUE's {self.data.task}, got {self.kind}"
-            errors.append(rule(("kind",), message))
-        if errors:
-            raise PlacedErrors(errors, type(self))
+            raise PlacedErrors([rule(("data", "python-docs", "source"), message)], type(self))
         return self
 
 

@@ -258,7 +258,7 @@ def test_a_glue_task_is_of_one_kind(task: str):
     message = f"kind must be {GLUE_KINDS[task]} for GLUE's {task}, got {wrong}"
     with pytest.raises(ValidationError, match=message):
         glue(task, kind=wrong)
-    with pytest.raises(ValidationError, match="must be a source of running text, got 'glue'"):
+    with pytest.raises(ValidationError, match=f"for GLUE's {task}, got language-modelling"):
         glue(task, kind="language-modelling")
 
 
