@@ -143,6 +143,17 @@ class TestNumbers:
                     assert text.strip("*") == shown
                     assert difference == f"+{percent(fmean(values) / dense - 1)}"
 
+    def test_what_is_said_of_scores(
+        self, tmp_path: Path, no_plots: None, reader: FakeReader, monkeypatch: pytest.MonkeyPatch
+    ):
+        scores = {"min": 0.0, "mean": 2.7, "max": 5.0}
+        splits = {"train": {"num_examples": 5_734, "scores": scores}}
+        data = {"source": "GLUE stsb", "split_used_as_test": "validation", "label_names": []}
+        monkeypatch.setattr(results_factory, "SETTING", {"data": data | {"splits": splits}})
+        text = section(write(read(reader), tmp_path), "Setting")
+        said = "GLUE stsb; train 5,734 examples; scores from 0 to 5; test is its split validation;"
+        assert f"| data | {said}" in text
+
     def test_integers(self, tmp_path: Path, no_plots: None, reader: FakeReader):
         assert "## In 8-bit integers" not in write(read(reader), tmp_path)
         grown = FakeReader(
