@@ -28,7 +28,7 @@ from orchestrator.errors import CampaignError
 from orchestrator.layout import Layout
 from orchestrator.models import build_model, resolve_pretrained
 from orchestrator.progress import Progress
-from orchestrator.records import CampaignResult
+from orchestrator.records import CampaignResult, ModelRecord
 from orchestrator.search import expected_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec
@@ -110,6 +110,7 @@ class Campaign:
             TrainingStage(site).run(state)
         for state in states:
             self._measure(state)
+            self._measure_int8(state)
         result = conclude(
             site, states, self.registry_uri, self.started, time.monotonic() - self._clock
         )
@@ -176,12 +177,46 @@ class Campaign:
                 self.spec.measure,
             )
             record = replace(record, speed=rows)
-            assert record.mlflow_run_id is not None
-            writer = RunWriter(self.tracking_uri, record.mlflow_run_id)
-            writer.speed(rows)
-            writer.record_file(record)
-            record.save(self.layout.record(record.key))
+            self._writer(record).speed(rows)
+            self._keep(record)
             state.trials[index] = record
+
+    def _measure_int8(self, state: TaskState) -> None:
+        """Every model in 8-bit integers, if the spec asks for it and it has not been done yet."""
+        from orchestrator.measure import measure_int8
+
+        assert state.dense is not None
+        dense = state.dense.export
+        models = [state.dense, *state.trials] if self.spec.measure.int8 else []
+        for index, record in enumerate(models):
+            if record.int8 is not None and not self.measure_again:
+                continue
+            self.progress.line(
+                f"{state.task.name}: measuring 8-bit integers, {index + 1}/{len(models)}"
+            )
+            folder, measure = str(state.data.folder), self.spec.measure
+            found = cluster.run_alone(
+                measure_int8, dense, record.export, state.task, folder, measure
+            )
+            if isinstance(found, str):
+                self.progress.line(f"{state.task.name}: no 8-bit integers: {found}")
+                continue
+            record = replace(record, int8=found)
+            self._writer(record).int8(found)
+            self._keep(record)
+            if index == 0:
+                state.dense = record
+            else:
+                state.trials[index - 1] = record
+
+    def _writer(self, record: ModelRecord) -> RunWriter:
+        assert record.mlflow_run_id is not None
+        return RunWriter(self.tracking_uri, record.mlflow_run_id)
+
+    def _keep(self, record: ModelRecord) -> None:
+        """Write a record that has grown; last, since what it holds is not measured again."""
+        self._writer(record).record_file(record)
+        record.save(self.layout.record(record.key))
 
 
 class _terminate_as_interrupt:

@@ -10,10 +10,8 @@ from orchestrator.layout import Layout
 from orchestrator.progress import Progress
 from orchestrator.records import FailedTrial, ModelRecord
 from orchestrator.search import TrialPlan
-from orchestrator.spec import CampaignSpec, Classification, LanguageModelling
+from orchestrator.spec import AnyTask, CampaignSpec
 from orchestrator.tracking import Tracking
-
-AnyTask = LanguageModelling | Classification
 
 
 @dataclass(kw_only=True)

@@ -16,14 +16,14 @@ from orchestrator.models import resolve_pretrained
 from orchestrator.progress import Progress
 from orchestrator.records import RECORD, ModelRecord
 from orchestrator.search import dense_key, trial_key
-from orchestrator.spec import CampaignSpec, Classification, LanguageModelling
+from orchestrator.spec import AnyTask, CampaignSpec
 from orchestrator.train_loop import run_job
 from orchestrator.workers import LocalWorkers
 
 
 def compress_one(
     spec: CampaignSpec,
-    task: LanguageModelling | Classification,
+    task: AnyTask,
     density: float | None,
     output: Path,
     say: Callable[[str], None],

@@ -16,7 +16,7 @@ from orchestrator.errors import ModelError, TrialError
 from orchestrator.job import Job
 from orchestrator.models import auto_class_of
 from orchestrator.records import RECORD, Densities, ModelRecord, Size
-from orchestrator.spec import Classification, MethodSpec
+from orchestrator.spec import MethodSpec
 from orchestrator.tasks import TrainingTask
 from orchestrator.training import Recorder, evaluate
 from orchestrator.workers import Workers
@@ -44,9 +44,7 @@ def export_model(
     with tempfile.TemporaryDirectory(prefix="lowrank-export-") as temporary:
         folder = Path(temporary)
         tokenizer = load_tokenizer(task.data.tokenizer_folder)
-        if isinstance(job.task_spec, Classification):
-            # whoever uses the model cuts long texts where training did
-            tokenizer.model_max_length = task.max_length
+        task.prepare_tokenizer(tokenizer)
         metadata = {
             "prunable": trained.prunable,
             "stores_zeros": job.dense is not None and _stores_zeros(job.method_spec),

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from orchestrator.spec import Classification, LanguageModelling, MethodSpec, Task, content_hash
+from orchestrator.spec import AnyTask, MethodSpec, Task, content_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Job:
     """Folder of the exported dense reference; None makes this a dense job."""
 
     @property
-    def task_spec(self) -> LanguageModelling | Classification:
+    def task_spec(self) -> AnyTask:
         return TypeAdapter(Task).validate_python(self.task)
 
     @property

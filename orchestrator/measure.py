@@ -1,8 +1,10 @@
-"""Speed of exported models against their dense reference, alone on the machine."""
+"""Speed of exported models against their dense reference, alone on the machine, in float32 and
+in 8-bit integers."""
 
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,11 +12,15 @@ from typing import Any
 import torch
 
 from lowrank.bench import Pair, fingerprint, forward_pair, num_threads, quartiles
+from lowrank.errors import LowRankError
 from lowrank.hf import load_pretrained
+from lowrank.int8 import num_int8_bytes, quantize_int8
 from orchestrator.data.prepare import PreparedData
-from orchestrator.records import Speed
-from orchestrator.spec import Classification, LanguageModelling, MeasureSpec
+from orchestrator.records import Int8, Speed
+from orchestrator.spec import AnyTask, MeasureSpec
 from orchestrator.tasks import TrainingTask, make_task
+from orchestrator.training import evaluate
+from orchestrator.workers import LocalWorkers
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +28,7 @@ logger = logging.getLogger(__name__)
 def measure_speed(
     dense: str,
     compressed: str,
-    task_spec: LanguageModelling | Classification,
+    task_spec: AnyTask,
     data: str,
     measure: MeasureSpec,
 ) -> list[Speed]:
@@ -42,12 +48,47 @@ def measure_speed(
         return [_row(task, models, batch, measure, device) for batch in sorted(set(measure.batch))]
 
 
+def measure_int8(
+    dense: str, exported: str, task_spec: AnyTask, data: str, measure: MeasureSpec
+) -> Int8 | str:
+    """An exported model in 8-bit integers, or the reason why it cannot be.
+
+    Args:
+        dense: Folder of the dense export, which runs in float32.
+        exported: Folder of the export to quantize; the dense one too may be.
+        task_spec: Says what inputs look like.
+        data: Folder of the prepared data.
+        measure: Shapes, repeats, threads.
+    """
+    if torch.cuda.is_available():
+        return "a GPU has no such kernels, and this machine's CPU is not what it is for"
+    task = make_task(task_spec, PreparedData.open(Path(data)), seed=0)
+    try:
+        quantized = quantize_int8(load_pretrained(exported))
+    except LowRankError as error:
+        return str(error)
+    models, device = [load_pretrained(dense), quantized], torch.device("cpu")
+    with num_threads(measure.threads):
+        test = evaluate(quantized, task, LocalWorkers(), "test")
+        speed = [
+            _row(task, models, batch, measure, device, torch.qint8)
+            for batch in sorted(set(measure.batch))
+        ]
+    finite = {name: value for name, value in test.items() if math.isfinite(value)}
+    return Int8(test=finite, num_bytes=num_int8_bytes(quantized), speed=speed)
+
+
 def _row(
-    task: TrainingTask, models: list[Any], batch: int, measure: MeasureSpec, device: torch.device
+    task: TrainingTask,
+    models: list[Any],
+    batch: int,
+    measure: MeasureSpec,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> Speed:
     inputs = {k: v.to(device) for k, v in task.example_inputs(batch, measure.length).items()}
     pair = forward_pair(models[0], models[1], inputs, measure.repeats)
-    return to_speed(pair, batch, inputs["input_ids"].shape[1], fingerprint(device, torch.float32))
+    return to_speed(pair, batch, inputs["input_ids"].shape[1], fingerprint(device, dtype))
 
 
 def to_speed(pair: Pair, batch: int, length: int, print_: dict[str, Any]) -> Speed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from lowrank.models import STATEFUL_TYPES, register
 from orchestrator.data.prepare import PreparedData
 from orchestrator.errors import ModelError
-from orchestrator.spec import Classification, LanguageModelling, ModelSpec
+from orchestrator.spec import AnyTask, LanguageModelling, ModelSpec, Regression
 
 PACKAGE_PREFIX = "package:"
 
@@ -51,7 +52,7 @@ def resolve_pretrained(model: ModelSpec) -> str | None:
     return str(folders[0])
 
 
-def auto_class_of(task: LanguageModelling | Classification) -> str:
+def auto_class_of(task: AnyTask) -> str:
     """Name of the transformers Auto class that builds the task's model."""
     if isinstance(task, LanguageModelling):
         return "AutoModelForCausalLM"
@@ -66,6 +67,22 @@ def carries_state(model: ModelSpec) -> bool:
     return _pretrained_type(resolve_pretrained(model)) in STATEFUL_TYPES
 
 
+def takes_token_types(model: ModelSpec) -> bool:
+    """Whether the model tells the two texts of a pair apart by token types: BERT and ELECTRA do,
+    DistilBERT does not, nor RoBERTa as it was published; a model that cannot be found does not,
+    and fails where it is built."""
+    import transformers
+
+    try:
+        if model.type is not None:
+            config = transformers.AutoConfig.for_model(model.type, **model.config)
+        else:
+            config = transformers.AutoConfig.from_pretrained(resolve_pretrained(model))
+    except (OSError, ValueError):
+        return False
+    return (getattr(config, "type_vocab_size", None) or 0) > 1
+
+
 @functools.cache
 def _pretrained_type(source: str) -> str | None:
     import transformers
@@ -77,10 +94,11 @@ def _pretrained_type(source: str) -> str | None:
     return config.get("model_type")
 
 
-def build_model(
-    task: LanguageModelling | Classification, data: PreparedData, seed: int
-) -> nn.Module:
+def build_model(task: AnyTask, data: PreparedData, seed: int) -> nn.Module:
     """The dense model before training; the same seed gives the same weights.
+
+    A new head for scores answers the mean score of train to everything, nearly: with short
+    training, most of it would go into the way there.
 
     Raises:
         ModelError: Unknown model type or config field, or a name that cannot be loaded.
@@ -91,13 +109,27 @@ def build_model(
     torch.manual_seed(seed)
     auto = getattr(transformers, auto_class_of(task))
     if task.model.pretrained is not None:
-        model = _load_pretrained(auto, task, data)
-    else:
-        model = _from_config(auto, task, data)
-    return model.float()
+        return _load_pretrained(auto, task, data).float()
+    return start_at_mean(_from_config(auto, task, data), task, data).float()
 
 
-def build_config(task: LanguageModelling | Classification, data: PreparedData) -> Any:
+def start_at_mean(
+    model: nn.Module, task: AnyTask, data: PreparedData, new: Container[str] | None = None
+) -> nn.Module:
+    """For a regression, set the bias of the output layer to the mean score of train, in place.
+
+    A head without a bias (GPT-2's) stays as it is, and so does one that is not among the `new`
+    parameters; by default all are new.
+    """
+    if isinstance(task, Regression):
+        *_, (name, last) = (pair for pair in model.named_modules() if type(pair[1]) is nn.Linear)
+        is_new = new is None or f"{name}.bias" in new
+        if is_new and last.out_features == 1 and last.bias is not None:
+            nn.init.constant_(last.bias, data.info["splits"]["train"]["scores"]["mean"])
+    return model
+
+
+def build_config(task: AnyTask, data: PreparedData) -> Any:
     """The transformers config of a task whose model is given by `type`."""
     import transformers
 
@@ -121,9 +153,7 @@ def build_config(task: LanguageModelling | Classification, data: PreparedData) -
         raise ModelError(f"model.config: {spec.type} refuses {spec.config}: {error}") from error
 
 
-def _from_config(
-    auto: Any, task: LanguageModelling | Classification, data: PreparedData
-) -> nn.Module:
+def _from_config(auto: Any, task: AnyTask, data: PreparedData) -> nn.Module:
     config = build_config(task, data)
     if type(config) not in auto._model_mapping:
         raise ModelError(
@@ -132,56 +162,65 @@ def _from_config(
     return auto.from_config(config)
 
 
-def _data_fields(task: LanguageModelling | Classification, data: PreparedData) -> dict[str, Any]:
+def _data_fields(task: AnyTask, data: PreparedData) -> dict[str, Any]:
     fields: dict[str, Any] = {"vocab_size": data.vocab_size, "pad_token_id": data.pad_token_id}
-    if isinstance(task, Classification):
-        fields |= _label_fields(data)
-    else:
+    if isinstance(task, LanguageModelling):
         # the defaults of a published config point outside a small vocabulary
-        fields |= {"bos_token_id": None, "eos_token_id": None}
-    return fields
+        return fields | {"bos_token_id": None, "eos_token_id": None}
+    return fields | _label_fields(task, data)
 
 
-def _label_fields(data: PreparedData) -> dict[str, Any]:
+def _label_fields(task: AnyTask, data: PreparedData) -> dict[str, Any]:
+    """What the head is for; the config of a pretrained model may say something else."""
+    if isinstance(task, LanguageModelling):
+        return {}
+    if isinstance(task, Regression):
+        return {"num_labels": 1, "problem_type": "regression"}
     labels = data.label_names
     return {
+        "problem_type": "single_label_classification",
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
     }
 
 
-def _load_pretrained(
-    auto: Any, task: LanguageModelling | Classification, data: PreparedData
-) -> nn.Module:
+def _load_pretrained(auto: Any, task: AnyTask, data: PreparedData) -> nn.Module:
     import transformers
 
     source = resolve_pretrained(task.model)
-    fields = _label_fields(data) if isinstance(task, Classification) else {}
+    fields = _label_fields(task, data)
     # what is missing is judged below; transformers would print a table and go on
     transformers.utils.logging.set_verbosity_error()
     try:
-        model, loading = auto.from_pretrained(source, output_loading_info=True, **fields)
+        model, loading = auto.from_pretrained(
+            # of a head for other labels; what else does not fit is refused below
+            source,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **fields,
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"model.pretrained: {source!r} is neither a folder with a model nor a hub name that "
             f"can be reached: {(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from error
-    missing = sorted(set(loading["missing_keys"]) - set(_new_head(model, task, loading)))
+    unset = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+    new = _new_head(model, task, unset)
+    missing = sorted(set(unset) - set(new))
     if missing:
         raise ModelError(
             f"model.pretrained: {source!r} has no weights for {', '.join(missing[:5])}"
             f"{' and others' if len(missing) > 5 else ''}; they would be random. "
             f"Is it a {type(model).__name__}?"
         )
-    return model
+    return start_at_mean(model, task, data, new)
 
 
-def _new_head(
-    model: Any, task: LanguageModelling | Classification, loading: dict[str, Any]
-) -> list[str]:
-    """Missing weights that are meant to be new: a classifier's, outside the pretrained body."""
+def _new_head(model: Any, task: AnyTask, unset: list[str]) -> list[str]:
+    """Of weights that were not loaded those that are meant to be new: a head's, outside the
+    pretrained body."""
     if isinstance(task, LanguageModelling):
         return []
     body = f"{model.base_model_prefix}."
-    return [k for k in loading["missing_keys"] if not k.startswith(body) or ".pooler." in k]
+    return [k for k in unset if not k.startswith(body) or ".pooler." in k]

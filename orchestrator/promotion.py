@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator.records import ModelRecord, Promotion, Size
 from orchestrator.registry import Registry
 from orchestrator.rules import parse_rule
-from orchestrator.spec import CampaignSpec, Classification, LanguageModelling
+from orchestrator.spec import AnyTask, CampaignSpec
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +26,7 @@ another number of threads differ by about 1e-6."""
 Runner = Callable[..., Any]
 
 
-def evaluate_artifact(
-    folder: str, task_spec: LanguageModelling | Classification, data: str
-) -> tuple[dict[str, float], Size]:
+def evaluate_artifact(folder: str, task_spec: AnyTask, data: str) -> tuple[dict[str, float], Size]:
     """Test metrics and size of an exported model, from its files alone."""
     from lowrank.hf import load_pretrained
     from orchestrator.data.prepare import PreparedData
@@ -49,7 +47,7 @@ def registered_name(spec: CampaignSpec, task: str) -> str:
 
 def register_and_promote(
     spec: CampaignSpec,
-    task: LanguageModelling | Classification,
+    task: AnyTask,
     record: ModelRecord,
     dense: ModelRecord,
     data: str,
@@ -70,7 +68,7 @@ def register_and_promote(
 
 def promote_version(
     spec: CampaignSpec,
-    task: LanguageModelling | Classification,
+    task: AnyTask,
     name: str,
     version: str,
     record: ModelRecord,

@@ -88,6 +88,18 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Int8:
+    """A model with its linear layers in 8-bit integers (`lowrank.int8`), on a CPU."""
+
+    test: dict[str, float]
+    """Metrics on test, as far as they are finite."""
+    num_bytes: int
+    """What the weights file would have."""
+    speed: list[Speed]
+    """Against the dense reference in float32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CurvePoint:
     """What training looked like at one step. Absent values are None, never NaN."""
 
@@ -142,6 +154,8 @@ class ModelRecord:
     """Of the logged MLflow model."""
     method_name: str = ""
     """Which of the campaign's methods; empty for a dense reference."""
+    int8: Int8 | None = None
+    """If `measure.int8` asked for it."""
 
     @property
     def quality(self) -> float:
@@ -175,6 +189,9 @@ class ModelRecord:
         raw["size"] = Size(**raw["size"])
         raw["curve"] = [CurvePoint(**point) for point in raw["curve"]]
         raw["speed"] = [Speed(**row) for row in raw["speed"]]
+        if raw.get("int8") is not None:
+            rows = [Speed(**row) for row in raw["int8"]["speed"]]
+            raw["int8"] = Int8(**raw["int8"] | {"speed": rows})
         if raw["densities"] is not None:
             raw["densities"] = Densities(**raw["densities"])
         return cls(**raw)

@@ -11,16 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from orchestrator.spec import (
-    CampaignSpec,
-    Classification,
-    LanguageModelling,
-    MethodSpec,
-    content_hash,
-)
+from orchestrator.spec import AnyTask, CampaignSpec, MethodSpec, content_hash
 from orchestrator.spec_search import ComparedMethod, Distribution
-
-AnyTask = LanguageModelling | Classification
 
 CODE_CONTRACT = 1
 """Raised when a change of code makes finished models incomparable; part of every key."""

@@ -31,7 +31,10 @@ def signature(task_kind: str) -> Any:
             outputs=Schema([ColSpec("string", "text")]),
             params=ParamSchema([ParamSpec("max_new_tokens", "integer", 64)]),
         )
+    outputs = [ColSpec("double", "score")]
+    if task_kind == "classification":
+        outputs.insert(0, ColSpec("string", "label"))
     return ModelSignature(
         inputs=Schema([ColSpec("string", "text"), ColSpec("string", "text_pair", required=False)]),
-        outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
+        outputs=Schema(outputs),
     )

@@ -18,7 +18,7 @@ BATCH = 32
 
 
 class CompressedModel(PythonModel):
-    """Continues prompts, or labels texts, depending on what was exported."""
+    """Continues prompts, or labels or scores texts, depending on what was exported."""
 
     model: Any
     tokenizer: Any
@@ -30,6 +30,7 @@ class CompressedModel(PythonModel):
         self.model = load_pretrained(folder)
         self.tokenizer = load_tokenizer(folder)
         self.generates = hasattr(self.model, "lm_head") or self.model.can_generate()
+        self.scores = getattr(self.model.config, "problem_type", None) == "regression"
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -42,9 +43,9 @@ class CompressedModel(PythonModel):
         rows = [
             row
             for start in range(0, len(model_input), BATCH)
-            for row in self._classify(model_input.iloc[start : start + BATCH])
+            for row in self._answers(model_input.iloc[start : start + BATCH])
         ]
-        return pd.DataFrame(rows, columns=["label", "score"])
+        return pd.DataFrame(rows, columns=["score"] if self.scores else ["label", "score"])
 
     def _continue(self, prompt: str, max_new_tokens: int) -> str:
         ids = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
@@ -62,14 +63,17 @@ class CompressedModel(PythonModel):
             )
         return self.tokenizer.decode(out[0, min(room, ids.shape[1]) :])
 
-    def _classify(self, table: pd.DataFrame) -> list[tuple[str, float]]:
+    def _answers(self, table: pd.DataFrame) -> list[tuple[Any, ...]]:
+        """Score, or most likely class and its probability, of each row."""
         pair = table["text_pair"].tolist() if "text_pair" in table else None
         inputs = self.tokenizer(
             table["text"].tolist(), pair, padding=True, truncation=True, return_tensors="pt"
         )
         with torch.inference_mode():
-            scores = self.model(**inputs).logits.softmax(-1)
-        best = scores.max(-1)
+            logits = self.model(**inputs).logits
+        if self.scores:
+            return [(score,) for score in logits.squeeze(-1).tolist()]
+        best = logits.softmax(-1).max(-1)
         names = self.model.config.id2label
         return [
             (names[int(index)], float(score))

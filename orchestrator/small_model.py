@@ -77,6 +77,8 @@ def _resized(config: Any, width: int, inner: int) -> Any:
     resized.hidden_size = width
     if (name := _inner_name(config)) is not None:
         setattr(resized, name, inner)
+    if getattr(config, "pooler_hidden_size", None) == config.hidden_size:  # DeBERTa's
+        resized.pooler_hidden_size = width
     if getattr(config, "head_dim", None) is not None:
         # in proportion, since it need not be that of the width; and even
         resized.head_dim = max(2, config.head_dim * width // config.hidden_size // 2 * 2)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.rules import parse_rule
 from orchestrator.spec_block import Block, Name, PlacedErrors, check_fields, rule
+from orchestrator.spec_glue import Glue, with_usual_metric
 from orchestrator.spec_method import MethodSpec, merge_method
 from orchestrator.spec_search import SearchSpec, conflicts, misfits, within
 
@@ -30,7 +31,7 @@ class PythonDocs(Block):
 
 
 class Files(Block):
-    """Text files (language modelling) or tab-separated tables with a header (classification)."""
+    """Text files (language modelling) or tab-separated tables with a header (all other kinds)."""
 
     source: Literal["files"]
     train: str
@@ -39,9 +40,9 @@ class Files(Block):
     """When absent, a tenth of the training documents, chosen by content hash."""
     test: str | None = None
     text: list[str] = Field(default=["sentence"], min_length=1, max_length=2)
-    """Classification only: the column, or the pair of columns, to read."""
+    """Tables only: the column, or the pair of columns, to read."""
     label: str = "label"
-    """Classification only: the column of the class."""
+    """Tables only: the column of the class or the score."""
 
 
 class HubDataset(Block):
@@ -58,10 +59,10 @@ class HubDataset(Block):
     )
     text: list[str] = Field(default=["text"], min_length=1, max_length=2)
     label: str = "label"
-    """Classification only."""
+    """The column of the class or the score; language modelling has none."""
 
 
-Data = Annotated[PythonDocs | Files | HubDataset, Field(discriminator="source")]
+Data = Annotated[PythonDocs | Files | HubDataset | Glue, Field(discriminator="source")]
 
 
 class ModelSpec(Block):
@@ -113,6 +114,7 @@ class Resources(Block):
 class TaskBase(Block):
     name: Name
     """Becomes part of folders, runs and the registered model's name."""
+    kind: str
     data: Data
     model: ModelSpec
     dense: DenseSpec
@@ -128,6 +130,13 @@ class TaskBase(Block):
     """Cap on the training split."""
     max_eval_examples: int | None = Field(None, ge=1)
     """Caps, by content hash; for language models an example is a window of `context` tokens."""
+
+    @model_validator(mode="after")
+    def _kind_of_its_data(self) -> Self:
+        if isinstance(self.data, Glue) and self.data.form.kind != self.kind:
+            message = f"must be {self.data.form.kind} for GLUE's {self.data.task}, got {self.kind}"
+            raise PlacedErrors([rule(("kind",), message)], type(self))
+        return self
 
     @field_validator("method")
     @classmethod
@@ -152,18 +161,48 @@ class LanguageModelling(TaskBase):
     """Upper bound for `word` (rarer words become <unk>) and `token`."""
 
 
-class Classification(TaskBase):
-    """One label per text or pair of texts."""
+class LabelledTexts(TaskBase):
+    """What tasks with one label per text or pair of texts have in common."""
 
-    kind: Literal["classification"]
     max_length: int = Field(128, ge=4, le=100_000)
     """Tokens; longer texts are cut."""
     vocab_size: int = Field(8192, ge=64)
     """For a model built from a config: size of the byte-pair encoding of the training text."""
-    metric: Literal["accuracy", "f1", "matthews"] = "accuracy"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_metric(cls, block: Any) -> Any:
+        return with_usual_metric(block)
 
 
-Task = Annotated[LanguageModelling | Classification, Field(discriminator="kind")]
+class Classification(LabelledTexts):
+    """One class per text or pair of texts."""
+
+    kind: Literal["classification"]
+    metric: Literal["accuracy", "f1", "matthews", "accuracy_f1"] = "accuracy"
+    """All are recorded; this one decides. `f1` is that of the second of two classes, in numeric or
+    alphabetic order, or the mean over more; `accuracy_f1` the mean of both. `source: glue` has the
+    metric of its task by default."""
+
+
+class Regression(LabelledTexts):
+    """One score per text or pair of texts, such as how alike two sentences are."""
+
+    kind: Literal["regression"]
+    metric: Literal["pearson", "spearman", "pearson_spearman"] = "pearson_spearman"
+    """All are recorded, with the mean squared error; this one decides. `pearson_spearman` is the
+    mean of both correlations, as GLUE has it for STS-B."""
+
+    @model_validator(mode="after")
+    def _has_scores(self) -> Self:
+        if isinstance(self.data, PythonDocs):
+            message = "must be a source with scores, got 'python-docs', which has classes"
+            raise PlacedErrors([rule(("data", "python-docs", "source"), message)], type(self))
+        return self
+
+
+AnyTask = LanguageModelling | Classification | Regression
+Task = Annotated[AnyTask, Field(discriminator="kind")]
 
 
 # --------------------------------------------------------------------------- after training
@@ -180,6 +219,9 @@ class MeasureSpec(Block):
     """Medians of fewer than 7 pairs moved by more than 10 % on a shared machine."""
     threads: int | None = Field(None, ge=1)
     """Default: every core the measuring process may use."""
+    int8: bool = False
+    """Also every model with its linear layers in 8-bit integers, the dense one among them: quality
+    on test, bytes, speed against dense in float32. CPU only."""
 
 
 def _check_rules(texts: list[str]) -> list[str]:
@@ -288,9 +330,7 @@ class CampaignSpec(Block):
             raise PlacedErrors(errors, type(self))
         return self
 
-    def _conflicts(
-        self, index: int, task: LanguageModelling | Classification
-    ) -> list[dict[str, Any]]:
+    def _conflicts(self, index: int, task: AnyTask) -> list[dict[str, Any]]:
         """Fields that are right by themselves and wrong together, such as a kind and its own."""
         method = self.method.model_dump()
         if refused := misfits(method, task.method):
@@ -316,7 +356,7 @@ class CampaignSpec(Block):
     def resources_of(self, task: TaskBase) -> Resources:
         return Resources.model_validate(self.resources.model_dump() | task.resources)
 
-    def task(self, name: str) -> LanguageModelling | Classification:
+    def task(self, name: str) -> AnyTask:
         for task in self.tasks:
             if task.name == name:
                 return task
@@ -324,7 +364,10 @@ class CampaignSpec(Block):
 
     def digest(self) -> str:
         """Hash of everything that decides results; where they are stored does not count."""
-        return content_hash(self.model_dump(mode="json", exclude={"storage", "tracking"}))
+        values = self.model_dump(mode="json", exclude={"storage", "tracking"})
+        if not self.measure.int8:  # came later: what is recorded of specs without it stays
+            del values["measure"]["int8"]
+        return content_hash(values)
 
 
 def content_hash(value: Any, length: int = 16) -> str:

@@ -56,7 +56,7 @@ def dump_spec(spec: CampaignSpec, *, redact: bool = False) -> str:
 def json_schema() -> dict[str, Any]:
     """JSON schema of a spec file, for editors that complete and check while one types."""
     schema = CampaignSpec.model_json_schema()
-    for task in ("LanguageModelling", "Classification"):
+    for task in ("LanguageModelling", "Classification", "Regression"):
         fields = schema["$defs"][task]["properties"]
         fields["method"] = {"$ref": "#/$defs/MethodSpec"}
         fields["resources"] = {"$ref": "#/$defs/Resources"}

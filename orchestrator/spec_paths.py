@@ -35,7 +35,7 @@ def resolve_inputs(document: Document) -> list[Problem]:
         data, model = task.get("data"), task.get("model")
         if isinstance(data, dict) and data.get("source") == "files":
             problems += _resolve_files(data, (*place, "data"), folders)
-        if isinstance(data, dict) and data.get("source") == "datasets":
+        if isinstance(data, dict) and data.get("source") in ("datasets", "glue"):
             _resolve_dataset(data, folders)
         if isinstance(model, dict):
             problems += _resolve_model(model, (*place, "model"), folders)
@@ -73,7 +73,7 @@ def _resolve_files(data: dict[str, Any], place: Place, folders: list[Path]) -> I
 
 
 def _resolve_dataset(data: dict[str, Any], folders: list[Path]) -> None:
-    """Local folders and files of a `datasets` source; anything else is a hub name or a URL."""
+    """Local folders and files of the `datasets` library; anything else is a hub name or a URL."""
     path, files = data.get("path"), data.get("data_files")
     if isinstance(path, str) and path not in _BUILDERS:
         data["path"] = _existing(path, folders) or path

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import TrackingError, redact_uri
-from orchestrator.records import RECORD, CurvePoint, ModelRecord, Speed
+from orchestrator.records import RECORD, CurvePoint, Int8, ModelRecord, Speed
 
 logger = logging.getLogger(__name__)
 
@@ -195,26 +195,32 @@ class RunWriter:
         """Of a task's run: plain values, in place of earlier ones."""
         self.client.log_text(self.run_id, json.dumps(values, indent=1), SETTING)
 
-    def speed(self, rows: list[Speed]) -> None:
+    def speed(self, rows: list[Speed], name: str = "speed") -> None:
         """Timings, each with its spread; the fingerprint as tags."""
         for row in rows:
-            shape = f"b{row.batch}x{row.length}"
+            shape = f"{name}/b{row.batch}x{row.length}"
             self.metrics(
                 {
-                    f"speed/{shape}/dense_ms": row.dense_ms,
-                    f"speed/{shape}/compressed_ms": row.compressed_ms,
-                    f"speed/{shape}/dense_iqr_ms": row.dense_spread_ms,
-                    f"speed/{shape}/compressed_iqr_ms": row.compressed_spread_ms,
-                    f"speed/{shape}/speedup": row.speedup,
-                    f"speed/{shape}/speedup_q1": row.speedup_low,
-                    f"speed/{shape}/speedup_q3": row.speedup_high,
-                    f"speed/{shape}/dense_tokens_per_s": row.throughput_dense,
-                    f"speed/{shape}/compressed_tokens_per_s": row.throughput_compressed,
+                    f"{shape}/dense_ms": row.dense_ms,
+                    f"{shape}/compressed_ms": row.compressed_ms,
+                    f"{shape}/dense_iqr_ms": row.dense_spread_ms,
+                    f"{shape}/compressed_iqr_ms": row.compressed_spread_ms,
+                    f"{shape}/speedup": row.speedup,
+                    f"{shape}/speedup_q1": row.speedup_low,
+                    f"{shape}/speedup_q3": row.speedup_high,
+                    f"{shape}/dense_tokens_per_s": row.throughput_dense,
+                    f"{shape}/compressed_tokens_per_s": row.throughput_compressed,
                 }
             )
         if rows:
             for key, value in rows[0].fingerprint.items():
-                self.client.set_tag(self.run_id, f"speed.{key}", str(value))
+                self.client.set_tag(self.run_id, f"{name}.{key}", str(value))
+
+    def int8(self, found: Int8) -> None:
+        """The model in 8-bit integers."""
+        self.metrics({f"int8/test_{k}": v for k, v in found.test.items()})
+        self.metrics({"int8/num_bytes": found.num_bytes})
+        self.speed(found.speed, "int8_speed")
 
     def metrics(self, values: dict[str, float]) -> None:
         """Latest values; what is not finite becomes a tag, since servers differ on NaN."""

@@ -21,7 +21,7 @@ from orchestrator.data.prepare import PreparedData
 from orchestrator.export_model import Trained, export_model
 from orchestrator.job import Job
 from orchestrator.model_check import check_pass
-from orchestrator.models import auto_class_of, build_model
+from orchestrator.models import auto_class_of, build_model, start_at_mean
 from orchestrator.records import CurvePoint, ModelRecord
 from orchestrator.small_model import narrower_config
 from orchestrator.tasks import TrainingTask, make_task
@@ -86,9 +86,9 @@ def _train_small(job: Job, task: TrainingTask, workers: Workers, recorder: Recor
     auto = getattr(transformers, auto_class_of(spec))
     if method.form == "width":
         config = narrower_config(dense.config, auto, method.density, method.include, method.exclude)
-        model = auto.from_config(config).float()
+        model = start_at_mean(auto.from_config(config).float(), spec, task.data)
     else:
-        model = auto.from_config(dense.config).float()
+        model = start_at_mean(auto.from_config(dense.config).float(), spec, task.data)
         uniform = FixedRank(density=method.density, start=Start(kind="svd"))
         model = Pruner(model, uniform, method.include, method.exclude).finish()
     model = model.to(workers.device)

@@ -22,11 +22,13 @@ from orchestrator.spec import (
     ModelSpec,
     PromoteSpec,
     PythonDocs,
+    Regression,
     Resources,
     SelectSpec,
     TrackingSpec,
 )
 from orchestrator.spec_block import Block
+from orchestrator.spec_glue import Glue
 from orchestrator.spec_method import MethodSpec
 from orchestrator.spec_search import ComparedMethod, Distribution, SearchSpec
 
@@ -38,9 +40,11 @@ SECTIONS: list[tuple[str, type[Block]]] = [
     ("tracking", TrackingSpec),
     ("tasks: kind language-modelling", LanguageModelling),
     ("tasks: kind classification", Classification),
+    ("tasks: kind regression", Regression),
     ("data: source python-docs", PythonDocs),
     ("data: source files", Files),
     ("data: source datasets", HubDataset),
+    ("data: source glue", Glue),
     ("model", ModelSpec),
     ("dense", DenseSpec),
     ("method", MethodSpec),

@@ -1,7 +1,9 @@
-"""Labels: which there are, in which order they are numbered, and that evaluation adds none."""
+"""Labels: which classes there are, in which order they are numbered, that evaluation adds none;
+and labels that are scores."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from orchestrator.data.text_files import Row
@@ -33,7 +35,7 @@ def label_names_of(train: Sequence[Row], declared: list[str] | None, origin: str
         example = min(label for label in seen if not _is(int, label))
         raise DataError(
             f"{origin}: labels must be classes, but they are numbers like {example}; "
-            "regression is not supported"
+            "`kind: regression` learns such scores"
         )
     return sorted(seen)
 
@@ -51,6 +53,23 @@ def check_known_labels(rows: Sequence[Row], train: Sequence[Row], what: str) -> 
                 f"{what}, {row.where}: every label must occur in train, {row.label!r} does not; "
                 f"labels of train: {', '.join(sorted(known))}"
             )
+
+
+def scores_of(rows: Sequence[Row], what: str) -> list[float]:
+    """The labels as numbers.
+
+    Raises:
+        DataError: With the first label that is no finite number, and its place.
+    """
+    scores = []
+    for row in rows:
+        score = float(row.label) if _is(float, row.label) else math.nan
+        if not math.isfinite(score):
+            raise DataError(
+                f"{what}, {row.where}: the label must be a finite number, got {row.label!r}"
+            )
+        scores.append(score)
+    return scores
 
 
 def _is(number: type[int] | type[float], label: str) -> bool:

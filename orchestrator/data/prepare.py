@@ -8,20 +8,18 @@ import shutil
 import uuid
 from pathlib import Path
 
-from orchestrator.data.classification import ClassificationPreparation
+from orchestrator.data.labelled import LabelledPreparation
 from orchestrator.data.language import LanguagePreparation, check_windows
 from orchestrator.data.prepared import INVENTORY, PreparedData, describe, write_inventory
 from orchestrator.errors import StorageError
-from orchestrator.spec import Classification, LanguageModelling
+from orchestrator.spec import AnyTask, LanguageModelling
 
 logger = logging.getLogger(__name__)
 
-Preparation = LanguagePreparation | ClassificationPreparation
+Preparation = LanguagePreparation | LabelledPreparation
 
 
-def prepare_data(
-    task: LanguageModelling | Classification, cache: Path, pretrained: str | None
-) -> PreparedData:
+def prepare_data(task: AnyTask, cache: Path, pretrained: str | None) -> PreparedData:
     """Read, split and tokenize the data of a task, unless the cache holds the result.
 
     The raw data are read in any case: their content decides the folder.
@@ -51,10 +49,10 @@ def prepare_data(
     return prepared
 
 
-def _preparation(task: LanguageModelling | Classification, pretrained: str | None) -> Preparation:
+def _preparation(task: AnyTask, pretrained: str | None) -> Preparation:
     if isinstance(task, LanguageModelling):
         return LanguagePreparation(task, pretrained)
-    return ClassificationPreparation(task, pretrained)
+    return LabelledPreparation(task, pretrained)
 
 
 def _write(preparation: Preparation, folder: Path, key: str) -> None:

@@ -29,7 +29,7 @@ TOKENIZER = "tokenizer"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Examples:
-    """Encoded examples of a classification split, one after the other."""
+    """Encoded examples of a split of labelled texts, one after the other."""
 
     ids: np.ndarray
     """[num_tokens], example i is `ids[offsets[i]:offsets[i + 1]]`; special tokens included."""
@@ -38,20 +38,20 @@ class Examples:
     type_ids: np.ndarray
     """[num_tokens], uint8: 1 in the second text of a pair, else 0."""
     labels: np.ndarray
-    """[num_examples], int64: positions in `PreparedData.label_names`."""
+    """[num_examples], int64: positions in `PreparedData.label_names`; or float64: scores."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, int | float]:
         """Token ids, type ids and label of one example."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"0 <= index < {len(self)} must hold, got {index}")
         index %= len(self)
         place = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return self.ids[place], self.type_ids[place], int(self.labels[index])
+        return self.ids[place], self.type_ids[place], self.labels[index].item()
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, int | float]]:
         return (self[index] for index in range(len(self)))
 
 
@@ -101,7 +101,7 @@ class PreparedData:
 
     @property
     def label_names(self) -> list[str]:
-        """Names of the classes by number; empty for language modelling."""
+        """Names of the classes by number; empty where there are none."""
         return list(self.info["label_names"])
 
     def tokens(self, split: str) -> np.ndarray:
@@ -109,7 +109,7 @@ class PreparedData:
         return self._array(split, "tokens")
 
     def examples(self, split: str) -> Examples:
-        """Classification: the examples of a split, mapped read-only."""
+        """Labelled texts: the examples of a split, mapped read-only."""
         parts = ("ids", "offsets", "type_ids", "labels")
         return Examples(**{part: self._array(split, part) for part in parts})
 
@@ -128,6 +128,9 @@ def describe(prepared: PreparedData) -> str:
     info = prepared.info
     if info["kind"] == "classification":
         what, unit = f"{len(info['label_names'])} classes", "examples"
+    elif info["kind"] == "regression":
+        scores = info["splits"]["train"]["scores"]
+        what, unit = f"scores from {scores['min']:g} to {scores['max']:g}", "examples"
     else:
         what, unit = f"{info['level']} level", "tokens"
     sizes = ", ".join(f"{split} {info['splits'][split][f'num_{unit}']:,}" for split in SPLITS)

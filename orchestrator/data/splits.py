@@ -29,7 +29,7 @@ def text_hash(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def digest(parts: Iterable[str | int]) -> str:
+def digest(parts: Iterable[str | int | float]) -> str:
     """SHA-256 of a sequence; each part with its length, so that borders count."""
     digest = hashlib.sha256()
     for part in parts:

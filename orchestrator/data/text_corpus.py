@@ -16,7 +16,7 @@ from orchestrator.data.splits import (
     missing_splits,
 )
 from orchestrator.data.text_files import documents_of, read_text
-from orchestrator.spec import Data, HubDataset, PythonDocs
+from orchestrator.spec import Data, Files, HubDataset, PythonDocs
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +43,16 @@ def read_text_corpus(data: Data) -> TextCorpus:
     Raises:
         DataError: When the source is not as it should be, or two splits are the same text.
     """
-    given = _documents(data)
-    documents, num_duplicates = complete(given, lambda text: (text,), sources.described(data))
+    source = sources.plain(data)
+    given = _documents(source)
+    documents, num_duplicates = complete(given, lambda text: (text,), sources.described(source))
     texts = {split: "".join(documents[split]) for split in SPLITS}
-    check_not_identical(texts, sources.origins(data))
+    check_not_identical(texts, sources.origins(source))
     return TextCorpus(
         texts=texts,
         num_documents={split: len(documents[split]) for split in SPLITS},
         notes={
-            "source": data.source,
+            **sources.notes(data),
             "cut_from_train": missing_splits(given),
             "dropped": {"duplicates": num_duplicates},
             "long_line_overlap": {split: _overlap(texts, split) for split in SPLITS[1:]},
@@ -59,7 +60,7 @@ def read_text_corpus(data: Data) -> TextCorpus:
     )
 
 
-def _documents(data: Data) -> dict[str, list[str]]:
+def _documents(data: PythonDocs | Files | HubDataset) -> dict[str, list[str]]:
     """The documents of the given splits."""
     if isinstance(data, PythonDocs):
         return {"train": python_docs.language_documents()}

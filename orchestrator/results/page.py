@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from orchestrator.errors import CampaignError
 from orchestrator.layout import storage_error
+from orchestrator.results.integers import integers
 from orchestrator.results.plots import write_plots
 from orchestrator.results.read import Results
 from orchestrator.results.setting import failed_and_missing, setting
@@ -29,6 +30,7 @@ SECTIONS = (
     ("Quality", quality),
     ("Paired differences", paired),
     ("Cost", cost),
+    ("In 8-bit integers", integers),
     ("Tuning", tuning),
     ("From gates to final", gates),
     ("Gates over training", curves),

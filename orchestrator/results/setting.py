@@ -73,6 +73,10 @@ def _data(results: Results) -> str:
         parts.append(f"{split} {sizes[0]}{more}" if sizes else split)
     if labels := info.get("label_names"):
         parts.append(f"{len(labels)} classes")
+    if scores := info.get("splits", {}).get("train", {}).get("scores"):
+        parts.append(f"scores from {scores['min']:g} to {scores['max']:g}")
+    if split := info.get("split_used_as_test"):
+        parts.append(f"test is its split {free(split)}")
     parts += [f"hash `{results.data_hash}`"] if results.data_hash else []
     return "; ".join(parts)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean, median, stdev
 
 from orchestrator import wording
-from orchestrator.records import Densities, ModelRecord
+from orchestrator.records import Densities, ModelRecord, Speed
 from orchestrator.report_methods import Runs, mean_and_spread
 from orchestrator.results.read import Results, is_structured
 from orchestrator.results.text import NONE, Pictures, free, picture, seconds, signed, table
@@ -187,7 +187,11 @@ def _sizes(results: Results, runs: Runs) -> list[str]:
 
 
 def _speed(runs: Runs, batch: int) -> str:
-    rows = [row for trial in runs.trials for row in trial.speed if row.batch == batch]
+    return speed_of([row for trial in runs.trials for row in trial.speed if row.batch == batch])
+
+
+def speed_of(rows: Sequence[Speed]) -> str:
+    """Median speed-up and quartiles of one shape over several models."""
     if not rows:
         return NONE
     middle, low, high = (

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from orchestrator.data.prepare import PreparedData
 from orchestrator.errors import ModelError
 from orchestrator.records import Metric
-from orchestrator.spec import Classification, LanguageModelling, content_hash
+from orchestrator.spec import AnyTask, Classification, Regression, content_hash
 from orchestrator.tasks.distillation import Distillation, hidden_loss, soft_loss
 
 Batch = dict[str, Tensor]
@@ -56,6 +56,9 @@ class TrainingTask(ABC):
     def example_inputs(self, batch: int, length: int) -> Batch:
         """Inputs of an exact shape, for counting and timing; valid token ids."""
 
+    def prepare_tokenizer(self, tokenizer: Any) -> None:  # noqa: B027 - texts are free in most
+        """Make the exported tokenizer give what the model was trained on."""
+
     def begin_stretch(self) -> None:  # noqa: B027 - most tasks remember nothing
         """Called before the first step of a stretch: forget what the last one left behind."""
 
@@ -76,22 +79,23 @@ class TrainingTask(ABC):
         batch: Batch,
         distillation: Distillation | None = None,
     ) -> Tensor:
-        """(1 - w) cross-entropy + w tau^2 KL(teacher || student) + v hidden states, mean over
-        predictions."""
+        """(1 - w) loss of labels + w loss of the teacher's predictions + v hidden states, each a
+        mean over predictions."""
         labels = batch["labels"]
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         hidden = distillation is not None and distillation.hidden > 0
         options = {"output_hidden_states": True} if hidden else {}
         output = self.output(model, inputs, "student", **options)
         logits = output.logits.float().flatten(0, -2)
-        hard = F.cross_entropy(logits, labels.flatten())
+        hard = self.label_loss(logits, labels.flatten())
         if distillation is None:
             return hard
         with torch.no_grad():
             wanted = self.output(distillation.teacher, inputs, "teacher", **options)
         target = wanted.logits.float().flatten(0, -2)
         loss = (1 - distillation.weight) * hard
-        loss = loss + distillation.weight * soft_loss(logits, target, distillation.temperature)
+        soft = self.teacher_loss(logits, target, distillation.temperature)
+        loss = loss + distillation.weight * soft
         if hidden:
             if output.hidden_states is None:
                 raise ModelError(f"{type(distillation.teacher).__name__} has no hidden states")
@@ -100,6 +104,14 @@ class TrainingTask(ABC):
             mask = inputs.get("attention_mask")
             loss = loss + distillation.hidden * hidden_loss(states, targets, mask)
         return loss
+
+    def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of predictions [n, outputs] against labels [n]: cross-entropy."""
+        return F.cross_entropy(logits, labels)
+
+    def teacher_loss(self, logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+        """Of predictions against the teacher's, both [n, outputs]: tau^2 KL(teacher || student)."""
+        return soft_loss(logits, target, temperature)
 
     def model_inputs(self, batch: Batch) -> Batch:
         """What a model takes of a batch when nothing is remembered."""
@@ -110,17 +122,18 @@ class TrainingTask(ABC):
         return np.random.default_rng(int(content_hash([self.seed, *parts]), 16))
 
 
-def make_task(
-    spec: LanguageModelling | Classification, data: PreparedData, seed: int
-) -> TrainingTask:
+def make_task(spec: AnyTask, data: PreparedData, seed: int) -> TrainingTask:
     """The runtime form of a task of the spec."""
     from orchestrator.models import carries_state
     from orchestrator.tasks.classification import ClassificationTask
     from orchestrator.tasks.language_modelling import LanguageModellingTask
     from orchestrator.tasks.recurrent import RecurrentLanguageModellingTask
+    from orchestrator.tasks.regression import RegressionTask
 
     if isinstance(spec, Classification):
         return ClassificationTask(spec, data, seed)
+    if isinstance(spec, Regression):
+        return RegressionTask(spec, data, seed)
     if carries_state(spec.model):
         return RecurrentLanguageModellingTask(spec, data, seed)
     return LanguageModellingTask(spec, data, seed)

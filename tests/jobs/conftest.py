@@ -4,5 +4,6 @@ from tests.orchestrator.fixtures import (  # noqa: F401
     either,
     lm,
     on_one_core,
+    scores,
     store,
 )

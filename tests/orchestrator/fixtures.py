@@ -35,7 +35,13 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Family:
     return family("classes", tmp_path_factory.getbasetemp())
 
 
-@pytest.fixture(params=["lm", "classes"])
+@pytest.fixture(scope="session")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """A tiny BERT on the likeness of two texts."""
+    return family("scores", tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(params=["lm", "classes", "scores"])
 def either(request: pytest.FixtureRequest) -> Family:
     return request.getfixturevalue(request.param)
 

@@ -18,7 +18,7 @@ from orchestrator.data.prepare import PreparedData, prepare_data
 from orchestrator.export_model import with_densities
 from orchestrator.job import Job
 from orchestrator.records import RECORD, ModelRecord
-from orchestrator.spec import Classification, LanguageModelling, MethodSpec
+from orchestrator.spec import AnyTask, Classification, LanguageModelling, MethodSpec, Regression
 from orchestrator.spec_method import merge_method
 from orchestrator.tasks import TrainingTask, make_task
 from orchestrator.train_loop import run_job
@@ -27,12 +27,11 @@ from tests.orchestrator.data.tasks import (
     classification_task,
     language_task,
     prose,
+    regression_task,
     table,
     table_files,
     text_files,
 )
-
-AnyTask = LanguageModelling | Classification
 
 GPT2 = {
     "type": "gpt2",
@@ -141,6 +140,38 @@ def make_classes(
     return classification_task(table_files(folder, **tables), **fields)
 
 
+def warmth(count: int, seed: int = 0) -> list[Any]:
+    """Pairs of texts with a score from 0 to 5: half of the number of warm words in both."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        warm = draw.randint(0, 5), draw.randint(0, 5)
+        texts = [
+            [*draw.choices(WORDS["warm"], k=k), *draw.choices(WORDS["cold"], k=5 - k)] for k in warm
+        ]
+        texts[0].append(f"n{number}s{seed}")
+        rows.append((*map(" ".join, texts), f"{sum(warm) / 2}"))
+    return rows
+
+
+def make_scores(folder: Path, rows: int = 48, **fields: Any) -> Regression:
+    """Scores of made-up pairs, from tables; 40 examples to validate on, 40 to test."""
+    fields = {
+        "max_length": LENGTH,
+        "vocab_size": 160,
+        "model": BERT,
+        "dense": DENSE,
+        "evaluate_every": 6,
+    } | fields
+    tables = {
+        split: table(*warmth(count, seed), header="one\ttwo\tlabel")
+        for seed, (split, count) in enumerate(
+            {"train": rows, "validation": 40, "test": 40}.items(), start=1
+        )
+    }
+    return regression_task(table_files(folder, ["one", "two"], **tables), **fields)
+
+
 def ready(task: AnyTask, cache: Path, seed: int = 0) -> TrainingTask:
     """The runtime task on its prepared data."""
     return make_task(task, prepare_data(task, cache, None), seed)
@@ -220,8 +251,8 @@ def _family(kind: str, folder: Path) -> Family:
     if kind == "lm":
         task: AnyTask = make_lm(folder / "raw", model=with_config(GPT2, resid_pdrop=0.1))
     else:
-        dropout = with_config(BERT, hidden_dropout_prob=0.1)
-        task = make_classes(folder / "raw", model=dropout)
+        make = {"classes": make_classes, "scores": make_scores}[kind]
+        task = make(folder / "raw", model=with_config(BERT, hidden_dropout_prob=0.1))
     data = prepare_data(task, folder / "cache", None)
     dense = train_to(folder / "dense", make_job(task, data, method()))
     trials = []

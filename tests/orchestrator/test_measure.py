@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from statistics import median
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from torch import nn
 
 from lowrank.bench import Pair
-from orchestrator.measure import measure_speed, to_speed
+from lowrank.hf import load_pretrained
+from lowrank.int8 import num_int8_bytes, quantize_int8
+from orchestrator.measure import measure_int8, measure_speed, to_speed
 from orchestrator.records import Speed
 from orchestrator.spec import MeasureSpec
+from orchestrator.tasks import make_task
+from orchestrator.training import evaluate
+from orchestrator.workers import LocalWorkers
 from tests.orchestrator.small import LENGTH, Family
 
 FINGERPRINT = {"device", "cpu", "cores", "threads", "dtype", "torch", "python", "system"}
@@ -76,3 +85,38 @@ def test_medians_and_quartiles_of_known_times():
     assert speed.dense_spread_ms == pytest.approx(200)  # of 100 300 400 500 800: 300 to 500
     assert speed.compressed_spread_ms == pytest.approx(100)
     assert speed.throughput_compressed == pytest.approx(20 / 0.1)
+
+
+class TestInt8:
+    MEASURE = MeasureSpec(batch=[3, 1], length=8, repeats=7, threads=1, int8=True)
+
+    def found(self, family: Family, folder: str) -> Any:
+        return measure_int8(
+            family.dense.export, folder, family.task, str(family.data.folder), self.MEASURE
+        )
+
+    @pytest.mark.parametrize("kind", ["classes", "scores"])
+    def test_dense_and_compressed(self, kind: str, request: pytest.FixtureRequest):
+        family: Family = request.getfixturevalue(kind)
+        task = make_task(family.task, family.data, seed=0)
+        for record in (family.dense, family.trials[1]):
+            found = self.found(family, record.export)
+            quantized = quantize_int8(load_pretrained(record.export))
+            assert found.test == evaluate(quantized, task, LocalWorkers(), "test")
+            assert found.test.keys() == record.test.keys()
+            assert found.num_bytes == num_int8_bytes(quantized) < record.size.num_bytes
+            assert [row.batch for row in found.speed] == [1, 3]
+            assert {row.fingerprint["dtype"] for row in found.speed} == {"qint8"}
+            assert {row.fingerprint["device"] for row in found.speed} == {"cpu"}
+
+    def test_a_model_that_cannot_be_quantized_says_why(self, lm: Family, tmp_path: Path):
+        """Of this one nothing but Conv1D layers and a tied output projection."""
+        model = load_pretrained(lm.dense.export)
+        del model.lm_head
+        assert not any(type(m) is nn.Linear for m in model.modules())
+        with mock.patch("orchestrator.measure.load_pretrained", return_value=model):
+            assert self.found(lm, lm.dense.export) == "the model has no nn.Linear to quantize"
+
+    def test_on_a_gpu_it_is_left_out(self, classes: Family):
+        with mock.patch("torch.cuda.is_available", return_value=True):
+            assert "GPU" in self.found(classes, classes.dense.export)

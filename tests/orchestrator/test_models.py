@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lowrank import FlopL0, Pruner, find_layers
 from lowrank.counting import num_matrix_parameters
@@ -14,6 +15,7 @@ from lowrank.hf import load_pretrained, save_pretrained
 from orchestrator.errors import ModelError
 from orchestrator.models import auto_class_of, build_config, build_model, resolve_pretrained
 from orchestrator.spec import ModelSpec
+from orchestrator.tasks import make_task
 from tests.orchestrator.small import BERT, GPT2, Family, with_config
 
 
@@ -57,6 +59,82 @@ def test_the_data_decide_vocabulary_and_labels(lm: Family, classes: Family):
         "AutoModelForCausalLM",
         "AutoModelForSequenceClassification",
     )
+
+
+def test_the_task_decides_what_the_head_is_for(classes: Family, scores: Family, tmp_path: Path):
+    for family, problem, labels in (
+        (classes, "single_label_classification", 2),
+        (scores, "regression", 1),
+    ):
+        fresh = build_model(family.task, family.data, seed=1)
+        # the config of weights that had another purpose must not decide
+        fresh.config.problem_type = "multi_label_classification"
+        fresh.base_model.save_pretrained(tmp_path / problem)
+        loaded = build_model(
+            with_model(family, pretrained=str(tmp_path / problem)), family.data, seed=1
+        )
+        for model in (build_model(family.task, family.data, seed=1), loaded):
+            assert model.config.problem_type == problem
+            assert model.config.num_labels == labels == model.classifier.out_features
+
+
+def test_a_new_head_starts_at_the_mean_score(scores: Family, tmp_path: Path):
+    fresh = build_model(scores.task, scores.data, seed=1).eval()
+    mean = scores.data.examples("train").labels.mean()
+    assert 2 < mean < 3
+    assert fresh.classifier.bias.item() == pytest.approx(mean)
+    fresh.base_model.save_pretrained(tmp_path / "body")
+    body = with_model(scores, pretrained=str(tmp_path / "body"))
+    assert build_model(body, scores.data, seed=1).classifier.bias.item() == pytest.approx(mean)
+    # a head that was trained is kept
+    torch.nn.init.constant_(fresh.classifier.bias, 7.0)
+    fresh.save_pretrained(tmp_path / "whole")
+    whole = with_model(scores, pretrained=str(tmp_path / "whole"))
+    assert build_model(whole, scores.data, seed=1).classifier.bias.item() == 7
+    # even if something else is new
+    state = {k: v for k, v in fresh.state_dict().items() if "pooler" not in k}
+    save_file(state, tmp_path / "whole" / "model.safetensors", metadata={"format": "pt"})
+    assert build_model(whole, scores.data, seed=1).classifier.bias.item() == 7
+
+
+def test_a_head_for_other_labels_is_new(classes: Family, scores: Family, tmp_path: Path):
+    """As of a model that was fine-tuned on MNLI and goes on with another task."""
+    tuned = build_model(classes.task, classes.data, seed=4)
+    torch.nn.init.constant_(tuned.classifier.weight, 9.0)
+    # the vocabularies of the two tasks differ, which is no head
+    tuned.resize_token_embeddings(scores.data.vocab_size)
+    tuned.save_pretrained(tmp_path)
+    spec = with_model(scores, pretrained=str(tmp_path))
+    one, other = (build_model(spec, scores.data, seed=1) for _ in range(2))
+    assert one.classifier.weight.shape == (1, 32)
+    assert torch.equal(one.classifier.weight, other.classifier.weight)
+    assert 0 < one.classifier.weight.std() < 0.1
+    assert one.classifier.bias.item() == pytest.approx(scores.data.examples("train").labels.mean())
+    body, there = one.bert.state_dict(), tuned.bert.state_dict()
+    assert all(torch.equal(body[name], there[name]) for name in body)
+
+
+def test_weights_of_another_shape_are_refused(classes: Family, tmp_path: Path):
+    """Where the config was changed by hand, and not the weights."""
+    build_model(classes.task, classes.data, seed=4).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    size = '"intermediate_size": {}'
+    config.write_text(config.read_text().replace(size.format(64), size.format(48)))
+    spec = with_model(classes, pretrained=str(tmp_path))
+    with pytest.raises(ModelError, match=r"no weights for bert\.encoder\.layer\.0\.intermediate"):
+        build_model(spec, classes.data, seed=1)
+
+
+def test_transformers_own_loss_of_an_export_is_the_squared_error(scores: Family):
+    """Who trains the exported model with transformers trains a regression."""
+    task = make_task(scores.task, scores.data, seed=0)
+    batch = task.batch(0, 0, 1)
+    for record in scores.records:
+        model = load_pretrained(record.export)
+        assert model.config.problem_type == "regression"
+        with torch.no_grad():
+            theirs = model(**batch).loss
+            torch.testing.assert_close(theirs, task.loss(model, batch))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from orchestrator.campaign import Campaign
 from orchestrator.campaign_state import TaskState
 from orchestrator.errors import CampaignError, StorageError, TrackingError
-from orchestrator.records import ModelRecord
+from orchestrator.records import Int8, ModelRecord
 from orchestrator.results import NOTES, Asked, write_results
 from orchestrator.results.plots import series
 from orchestrator.results.ranks import Place, places
@@ -113,6 +113,15 @@ def finals(reader: FakeReader, method: str, density: float) -> list[ModelRecord]
     return [t for t in trials if t.config == best.config]
 
 
+def as_int8(record: ModelRecord) -> Int8:
+    """A quarter of the bytes, a little worse, faster."""
+    return Int8(
+        test={BITS: record.test[BITS] * 1.01},
+        num_bytes=record.size.num_bytes // 4,
+        speed=[make_speed(8, 0.3, random.Random(record.key))],
+    )
+
+
 METHODS = ["adaptive", "uniform", "flop-l0", "agp"]
 
 
@@ -133,6 +142,47 @@ class TestNumbers:
                     shown = f"{number(fmean(values))} ± {stdev(values):.2g} (3)"
                     assert text.strip("*") == shown
                     assert difference == f"+{percent(fmean(values) / dense - 1)}"
+
+    def test_what_is_said_of_scores(
+        self, tmp_path: Path, no_plots: None, reader: FakeReader, monkeypatch: pytest.MonkeyPatch
+    ):
+        scores = {"min": 0.0, "mean": 2.7, "max": 5.0}
+        splits = {"train": {"num_examples": 5_734, "scores": scores}}
+        data = {"source": "GLUE stsb", "split_used_as_test": "validation", "label_names": []}
+        monkeypatch.setattr(results_factory, "SETTING", {"data": data | {"splits": splits}})
+        text = section(write(read(reader), tmp_path), "Setting")
+        said = "GLUE stsb; train 5,734 examples; scores from 0 to 5; test is its split validation;"
+        assert f"| data | {said}" in text
+
+    def test_integers(self, tmp_path: Path, no_plots: None, reader: FakeReader):
+        assert "## In 8-bit integers" not in write(read(reader), tmp_path)
+        grown = FakeReader(
+            make_spec(), change=lambda plan, record: replace(record, int8=as_int8(record))
+        )
+        grown.records[grown.dense.key] = replace(grown.dense, int8=as_int8(grown.dense))
+        text = section(write(read(grown), tmp_path), "In 8-bit integers")
+        (rows,) = tables(text)
+        assert [(row["method"], row["density"]) for row in rows] == [
+            ("dense", "1"),
+            *((method, f"{density:g}") for method in METHODS for density in DENSITIES),
+        ]
+        assert "dtype float32" in text  # of the fingerprint
+        full = grown.dense.size.num_bytes
+        for row in rows:
+            trials = (
+                [grown.records[grown.dense.key]]
+                if row["method"] == "dense"
+                else finals(grown, row["method"], float(row["density"]))
+            )
+            values = [trial.int8.test[BITS] for trial in trials]
+            before = [trial.test[BITS] for trial in trials]
+            assert row["test bits per character"].startswith(number(fmean(values)))
+            change = (fmean(values) - fmean(before)) / grown.dense.test[BITS]
+            assert row["change"] == f"+{percent(change)}"
+            size = median(trial.int8.num_bytes for trial in trials)
+            assert row["bytes"] == f"{size:,.0f} ({percent(size / full)})"
+            speed = median(trial.int8.speed[0].speedup for trial in trials)
+            assert row["speed, batch 8"].startswith(f"{speed:.2f}x (")
 
     def test_a_realized_density_is_shown_where_it_is_off(self, page: str):
         for row in tables(section(page, "Quality"))[0]:
@@ -607,6 +657,44 @@ class TestMlflow:
         Campaign(spec, lambda text: None)._measure(state)
         reader = RunReader(tracking.uri, "compare")
         assert reader.record(reader.runs()[0]) == replace(record, speed=rows) == state.trials[0]
+
+    def test_integers_are_measured_once_where_they_are_asked_for(
+        self, tracking: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        spec = make_spec(storage=str(tmp_path), measure={"int8": True})
+        fake = FakeReader(spec)
+        trial = make_record(fake.plans()[0], fake.dense)
+        records = [
+            replace(record, mlflow_run_id=tracking.model_run(record.key, "p", "n", {}, {}))
+            for record in (fake.dense, trial)
+        ]
+        answers = ["no kernels", as_int8(trial)]
+        monkeypatch.setattr("orchestrator.cluster.run_alone", lambda *args: answers.pop(0))
+        data: Any = SimpleNamespace(folder=tmp_path)
+        state = TaskState(
+            task=spec.tasks[0], data=data, run_id="p", dense=records[0], trials=[records[1]]
+        )
+        said: list[str] = []
+        without = make_spec(storage=str(tmp_path))
+        Campaign(without, said.append)._measure_int8(state)
+        assert (said, len(answers)) == ([], 2)
+        campaign = Campaign(spec, said.append)
+        campaign._measure_int8(state)
+        assert "no 8-bit integers: no kernels" in said[1]
+        assert state.dense == records[0]
+        (grown,) = state.trials
+        assert grown == replace(records[1], int8=as_int8(trial))
+        reader = RunReader(tracking.uri, "compare")
+        run = next(run for run in reader.runs() if run.key == trial.key)
+        assert reader.record(run) == grown == ModelRecord.load(campaign.layout.record(trial.key))
+        metrics = tracking.client.get_run(str(grown.mlflow_run_id)).data.metrics
+        assert metrics[f"int8/test_{BITS}"] == grown.int8.test[BITS]
+        assert metrics["int8/num_bytes"] == grown.int8.num_bytes
+        assert metrics["int8_speed/b8x128/speedup"] == grown.int8.speed[0].speedup
+        # the next run asks for the dense one again, and no more
+        answers.append("no kernels")
+        campaign._measure_int8(state)
+        assert answers == []
 
     def test_a_store_that_is_not_there_is_not_made(self, tmp_path: Path):
         with pytest.raises(TrackingError, match="nothing is recorded in sqlite"):

@@ -20,6 +20,10 @@ from tests.orchestrator.small import Family
 PROMPTS = ["1 ab", "cab", "a" * 100]
 """The last is longer than the model's 32 positions."""
 TEXTS = ["fine lovely great", "dull bleak", "kind " * 60]
+PAIRS = {
+    "text": ["fine great kind", "dull poor bleak", "green " * 60],
+    "text_pair": ["kind fine great", "green weird", "weird"],
+}
 NEW_TOKENS = 12
 
 SERVE = """
@@ -52,10 +56,10 @@ class Served:
 
 
 @pytest.fixture
-def served(store: str, tmp_path: Path, lm: Family, classes: Family) -> list[Served]:
+def served(store: str, tmp_path: Path, lm: Family, classes: Family, scores: Family) -> list[Served]:
     tracking = Tracking(store, "campaign", tmp_path / "artifacts")
     made = []
-    for family in (lm, classes):
+    for family in (lm, classes, scores):
         writer = RunWriter(store, tracking.model_run(family.task.name, "p", "n", {}, {}))
         uri = writer.model(Path(family.trials[0].export), family.task.kind, {})
         root = tmp_path / "artifacts" / "campaign" / "models" / uri.removeprefix("models:/")
@@ -85,15 +89,30 @@ def classify(folder: str, text: str) -> tuple[str, float]:
     return model.config.id2label[int(scores.argmax())], float(scores.max())
 
 
+def score(folder: str, first: str, second: str) -> float:
+    model, tokenizer = load_pretrained(folder), load_tokenizer(folder)
+    ids, types = [tokenizer.cls_token_id], [0]
+    parts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (first, second)]
+    # special tokens and the short text first, and no more in all than training saw
+    parts[0] = parts[0][: 16 - 3 - len(parts[1])]
+    for number, part in enumerate(parts):
+        ids += [*part, tokenizer.sep_token_id]
+        types += [number] * (len(part) + 1)
+    with torch.no_grad():
+        inputs = {"input_ids": torch.tensor([ids]), "token_type_ids": torch.tensor([types])}
+        return float(model(**inputs).logits)
+
+
 def test_logged_models_answer_far_from_the_repository(
     served: list[Served], store: str, tmp_path: Path, bare_environment: dict[str, str]
 ):
-    language, classifier = served
+    language, classifier, regression = served
     job = {
         "store": store,
         "models": [
             ("lm", language.uri, {"prompt": PROMPTS}, {"max_new_tokens": NEW_TOKENS}),
             ("classes", classifier.uri, {"text": TEXTS}, None),
+            ("scores", regression.uri, PAIRS, None),
         ],
     }
     (tmp_path / "elsewhere").mkdir()
@@ -118,6 +137,11 @@ def test_logged_models_answer_far_from_the_repository(
     labels, scores = zip(*(classify(folder, text) for text in TEXTS), strict=True)
     assert found["answers"]["classes"]["label"] == list(labels)
     assert found["answers"]["classes"]["score"] == pytest.approx(scores, abs=1e-5)
+    folder = regression.family.trials[0].export
+    pairs = list(zip(PAIRS["text"], PAIRS["text_pair"], strict=True))
+    wanted = [score(folder, *pair) for pair in pairs]
+    assert found["answers"]["scores"] == {"score": pytest.approx(wanted, abs=1e-5)}
+    assert max(wanted) - min(wanted) > 1e-3
 
 
 def test_a_logged_model_holds_code_and_safetensors_but_no_pickle(served: list[Served]):
@@ -144,3 +168,6 @@ def test_signatures_name_their_columns():
     assert classes.inputs.required_input_names() == ["text"]
     assert classes.inputs.optional_input_names() == ["text_pair"]
     assert classes.outputs.input_names() == ["label", "score"]
+    scores = serving.signature("regression")
+    assert scores.inputs == classes.inputs
+    assert scores.outputs.input_names() == ["score"]

@@ -58,6 +58,13 @@ KINDS = {
         2,
         "intermediate_size",
     ),
+    "deberta": Kind(
+        "deberta-v2",
+        transformers.AutoModelForSequenceClassification,
+        {"hidden_size": 36, "num_attention_heads": 3, "intermediate_size": 64},
+        2,
+        "intermediate_size",
+    ),
     "sru": Kind("sru", LM, {"hidden_size": 64}, 0),
 }
 

@@ -116,6 +116,13 @@ TASK = merged(
             }
         ),
         st.just({"kind": "classification", "metric": "f1"}),
+        # of the sources above, one has no scores
+        st.fixed_dictionaries(
+            {
+                "kind": st.just("regression"),
+                "data": DATA.filter(lambda data: data["source"] != "python-docs"),
+            }
+        ),
     ),
 )
 CAMPAIGN = st.fixed_dictionaries(
@@ -216,6 +223,50 @@ def test_refused(values):
         CampaignSpec.model_validate(values)
 
 
+GLUE_KINDS = {"stsb": "regression"} | dict.fromkeys(
+    ["cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte"], "classification"
+)
+
+
+def glue(task: str, **fields: Any) -> Any:
+    data = {"source": "glue", "task": task}
+    return CampaignSpec.model_validate(with_task(data=data, **fields)).tasks[0]
+
+
+def test_a_glue_task_has_the_metric_of_glue():
+    metrics = {task: glue(task, kind=kind).metric for task, kind in GLUE_KINDS.items()}
+    assert metrics == {
+        "cola": "matthews",
+        "sst2": "accuracy",
+        "mrpc": "accuracy_f1",
+        "stsb": "pearson_spearman",
+        "qqp": "accuracy_f1",
+        "mnli": "accuracy",
+        "qnli": "accuracy",
+        "rte": "accuracy",
+    }
+    assert glue("mrpc", kind="classification", metric="f1").metric == "f1"
+    assert glue("stsb", kind="regression", metric="spearman").metric == "spearman"
+    # what a worker receives is the same task
+    task = glue("cola", kind="classification")
+    assert type(task).model_validate(task.model_dump(mode="json")) == task
+
+
+@pytest.mark.parametrize("task", GLUE_KINDS)
+def test_a_glue_task_is_of_one_kind(task: str):
+    wrong = {"regression": "classification", "classification": "regression"}[GLUE_KINDS[task]]
+    message = f"kind must be {GLUE_KINDS[task]} for GLUE's {task}, got {wrong}"
+    with pytest.raises(ValidationError, match=message):
+        glue(task, kind=wrong)
+    with pytest.raises(ValidationError, match=f"for GLUE's {task}, got language-modelling"):
+        glue(task, kind="language-modelling")
+
+
+def test_docstrings_have_no_scores():
+    with pytest.raises(ValidationError, match="must be a source with scores, got 'python-docs'"):
+        CampaignSpec.model_validate(with_task(kind="regression"))
+
+
 def test_method_of_a_task_takes_its_own_fields_then_the_searched():
     common = {"kind": "flop-l0", "distill": 0.1}
     values = with_task(method={"steps": 7, "penalty_lr": 0.5}) | {"method": common}
@@ -292,6 +343,15 @@ def test_digest_ignores_where_results_are_stored_and_nothing_else():
     elsewhere = changed(storage="/x", tracking={"uri": "http://host"})
     assert CampaignSpec.model_validate(elsewhere).digest() == spec.digest()
     assert CampaignSpec.model_validate(changed(seed=1)).digest() != spec.digest()
+
+
+def test_a_field_that_came_later_leaves_the_digest_of_specs_without_it():
+    """Versions without `measure.int8` have recorded digests."""
+    spec = CampaignSpec.model_validate(MINIMAL)
+    values = spec.model_dump(mode="json", exclude={"storage", "tracking"})
+    assert values["measure"].pop("int8") is False
+    assert spec.digest() == content_hash(values)
+    assert CampaignSpec.model_validate(changed(measure={"int8": True})).digest() != spec.digest()
 
 
 def test_content_hash_does_not_depend_on_order():

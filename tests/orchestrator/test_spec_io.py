@@ -96,6 +96,18 @@ BROKEN = [
     (broken("language-modelling", "lm"), ":5: tasks[0].kind: must be one of language-modelling, c"),
     (broken("    kind: language-modelling\n", ""), ":4: tasks[0].kind: required key is missing, o"),
     (
+        broken("kind: language-modelling", "kind: regression"),
+        ":6: tasks[0].data.source: must be a source with scores, got 'python-docs'",
+    ),
+    (
+        broken("{source: files, train: train.tsv}", "{source: glue, task: stsb}"),
+        ":10: tasks[1].kind: must be regression for GLUE's stsb, got classification",
+    ),
+    (
+        broken("{source: files, train: train.tsv}", "{source: glue, task: sst-2}"),
+        ":11: tasks[1].data.task: must be one of cola, sst2, mrpc, stsb, ",
+    ),
+    (
         broken("python-docs", "python"),
         ":6: tasks[0].data.source: must be one of python-docs, files",
     ),

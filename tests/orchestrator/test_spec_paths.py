@@ -101,6 +101,16 @@ def test_folders_and_patterns_of_a_datasets_source(cwd, home):
     assert load("owner/set", "data/*.csv") == ("owner/set", "data/*.csv")
 
 
+def test_a_folder_with_the_tasks_of_glue(cwd, home):
+    (home / "glue" / "sst2").mkdir(parents=True)
+    path = write_spec(home)
+    data = "tasks.sst.data={{source: glue, task: sst2, path: {}}}"
+    paths = [load_spec(path, [data.format(p)]).tasks[1].data.path for p in ("glue", "owner/glue")]
+    assert paths == [f"{home}/glue", "owner/glue"]
+    task = load_spec(path, ["tasks.sst.data={source: glue, task: sst2}"]).tasks[1]
+    assert (task.data.path, task.metric) == ("nyu-mll/glue", "accuracy")
+
+
 @pytest.mark.parametrize(
     ("storage", "absolute"),
     [

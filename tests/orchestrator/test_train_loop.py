@@ -42,12 +42,13 @@ from tests.orchestrator.small import (
 EVALUATE = """
 import json, sys
 from orchestrator.promotion import evaluate_artifact
-from orchestrator.spec import Classification, LanguageModelling
+from orchestrator.spec import Task
+from pydantic import TypeAdapter
 import torch
 torch.set_num_threads(1)
 for job in json.load(sys.stdin):
-    kind = LanguageModelling if job["task"]["kind"] == "language-modelling" else Classification
-    test, size = evaluate_artifact(job["folder"], kind.model_validate(job["task"]), job["data"])
+    task = TypeAdapter(Task).validate_python(job["task"])
+    test, size = evaluate_artifact(job["folder"], task, job["data"])
     print(json.dumps(test))
 """
 
@@ -140,9 +141,13 @@ def test_records_say_how_the_model_came_about(either: Family):
 
 
 def test_exports_reproduce_their_test_figures_elsewhere(
-    lm: Family, classes: Family, tmp_path: Path, bare_environment: dict[str, str]
+    lm: Family,
+    classes: Family,
+    scores: Family,
+    tmp_path: Path,
+    bare_environment: dict[str, str],
 ):
-    wanted = [(family, record) for family in (lm, classes) for record in family.records]
+    wanted = [(family, record) for family in (lm, classes, scores) for record in family.records]
     jobs = [
         {
             "folder": record.export,
@@ -161,7 +166,7 @@ def test_exports_reproduce_their_test_figures_elsewhere(
         check=True,
     )
     found = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(found) == 6
+    assert len(found) == 9
     for (_, record), test in zip(wanted, found, strict=True):
         assert test == pytest.approx(record.test, abs=1e-6, rel=1e-6)
 

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from orchestrator.spec import Classification, Files, LanguageModelling
+from orchestrator.spec import Classification, Files, LanguageModelling, Regression
 
 MODEL = {"type": "gpt2"}
 DENSE = {"steps": 1, "learning_rate": 0.1}
@@ -20,6 +20,11 @@ def language_task(data: Any, **fields: Any) -> LanguageModelling:
 def classification_task(data: Any, **fields: Any) -> Classification:
     fields = {"name": "cls", "max_length": 16, "model": MODEL, "dense": DENSE} | fields
     return Classification(kind="classification", data=data, **fields)
+
+
+def regression_task(data: Any, **fields: Any) -> Regression:
+    fields = {"name": "reg", "max_length": 16, "model": MODEL, "dense": DENSE} | fields
+    return Regression(kind="regression", data=data, **fields)
 
 
 def text_files(folder: Path, **texts: str) -> Files:

@@ -21,6 +21,7 @@ from tests.orchestrator.data.tasks import (
     language_task,
     opinions,
     prose,
+    regression_task,
     table,
     table_files,
     text_files,
@@ -96,6 +97,36 @@ def test_classification_from_table_to_examples(tables, cache: Path) -> None:
     assert counts["truncated_share"] == sum(length > 8 for length in full) / 80 > 0
     assert sum(counts["num_per_label"]) == 80
     assert prepared.info["uses_type_ids"] is False
+
+
+def test_scores_from_table_to_examples(tmp_path: Path, cache: Path) -> None:
+    rows = [(f"text {number}", f"{number % 7 / 4:.3f}") for number in range(60)]
+    files = table_files(tmp_path, train=table(*rows))
+    prepared = prepare_data(regression_task(files, vocab_size=100), cache, None)
+    assert prepared.label_names == []
+    tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_folder)
+    found = {
+        tuple(ids.tolist()): score
+        for split in ("train", "validation", "test")
+        for ids, _, score in prepared.examples(split)
+    }
+    assert found == {tuple(tokenizer(text)["input_ids"]): float(score) for text, score in rows}
+    counts = prepared.info["splits"]["train"]
+    assert counts["scores"] == {
+        "min": 0.0,
+        "mean": pytest.approx(prepared.examples("train").labels.mean()),
+        "max": 1.5,
+    }
+    assert "num_per_label" not in counts
+    assert "files, scores from 0 to 1.5, vocabulary" in describe(prepared)
+    # the same texts and labels as classes are other data
+    whole = [(text, str(number % 2)) for number, (text, _) in enumerate(rows)]
+    files = table_files(tmp_path, train=table(*whole))
+    hashes = {
+        prepare_data(make(files, vocab_size=100), cache, None).content_hash
+        for make in (regression_task, classification_task)
+    }
+    assert len(hashes) == 2
 
 
 def test_pairs_carry_type_ids(tmp_path: Path, cache: Path) -> None:

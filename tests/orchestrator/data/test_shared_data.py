@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from orchestrator.data import prepare_data
 from orchestrator.spec import Files
-from tests.orchestrator.data.tasks import classification_task, language_task
+from tests.orchestrator.data.tasks import classification_task, language_task, regression_task
 
 REPOSITORY = Path(__file__).parents[3]
 SHARED = Path(os.environ.get("LOWRANK_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -108,3 +108,14 @@ def test_mrpc_has_stray_quotes_and_all_its_rows(tmp_path: Path) -> None:
     assert sum(sizes) + dropped == 3_668 + 408 + 1_725
     assert sizes[2] == 1_725
     assert prepared.info["uses_type_ids"] is True
+
+
+def test_stsb_has_scores_from_0_to_5(tmp_path: Path) -> None:
+    task = regression_task(tables("stsb", "sentence1", "sentence2"), vocab_size=4000)
+    prepared = prepare_data(task, tmp_path, None)
+    sizes = [len(prepared.examples(split)) for split in ("train", "validation", "test")]
+    assert sum(sizes) + sum(prepared.info["dropped"].values()) == 5_749 + 1_500 + 1_379
+    assert sizes[2] == 1_379
+    scores = prepared.info["splits"]["train"]["scores"]
+    assert (scores["min"], scores["max"]) == (0.0, 5.0)
+    assert 2.6 < scores["mean"] < 2.8

@@ -85,7 +85,7 @@ def test_integer_labels_in_numeric_order_others_in_text_order(tmp_path: Path) ->
     ("train", "message"),
     [
         ([("a", "1"), ("b", "1")], "at least 2 classes, got only '1'"),
-        ([("a", "0.5"), ("b", "1"), ("c", "2.25")], "numbers like 0.5; regression"),
+        ([("a", "0.5"), ("b", "1"), ("c", "2.25")], "numbers like 0.5; `kind: regression` learns"),
         ([("x", "0"), ("y", "1")], "train must have examples .* none of its 2"),
     ],
 )
@@ -123,6 +123,43 @@ def test_caps_choose_by_content_and_keep_the_label_numbers(tmp_path: Path) -> No
     assert read(tmp_path, 1000, None, train=table(*rows), **tables) == read(
         tmp_path, train=table(*rows), **tables
     )
+
+
+def rate(folder: Path, max_eval: int | None = None, **tables: str) -> TableCorpus:
+    return read_table_corpus(table_files(folder, **tables), None, max_eval, scores=True)
+
+
+def test_scores_stay_numbers(tmp_path: Path) -> None:
+    corpus = rate(
+        tmp_path,
+        train=table(("a", "0"), ("b", "2.25"), ("c", "1e1")),
+        validation=table(("d", "-3"), ("e", "0.5")),
+        test=table(("f", "1"), ("g", "5.000")),
+    )
+    assert [row.label for row in corpus.rows["train"]] == [0.0, 2.25, 10.0]
+    # a score that training never shows is nothing wrong
+    assert corpus.rows["test"] == [Labelled(("f",), 1.0), Labelled(("g",), 5.0)]
+    assert corpus.label_names == []
+
+
+@pytest.mark.parametrize("label", ["four", "nan", "inf", "1,5"])
+def test_a_label_that_is_no_number_is_named_with_its_line(tmp_path: Path, label: str) -> None:
+    rows = [(f"text {number}", str(number)) for number in range(9)]
+    broken = table(*rows[:4], ("here", label), *rows[4:])
+    message = rf"train \(.*train.tsv\), line 6: the label must be a finite number, got '{label}'"
+    few = {"validation": table(("v", "1"), ("w", "2")), "test": table(("x", "1"), ("y", "2"))}
+    with pytest.raises(DataError, match=message):
+        rate(tmp_path, train=broken, **few)
+    # a cap that would leave the row out does not hide it
+    with pytest.raises(DataError, match=rf"test .*, line 6: .* got '{label}'"):
+        rate(tmp_path, max_eval=2, train=few["test"], validation=few["validation"], test=broken)
+
+
+def test_scores_must_differ(tmp_path: Path) -> None:
+    """A correlation with a constant is not defined."""
+    alike = table(("a", "1"), ("b", "1.0"))
+    with pytest.raises(DataError, match=r"test .* at least 2 different scores, got only 1 in 2"):
+        rate(tmp_path, train=table(*[(f"t{n}", str(n)) for n in range(40)]), test=alike)
 
 
 def test_a_cap_must_leave_two_classes(tmp_path: Path) -> None:

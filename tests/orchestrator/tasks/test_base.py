@@ -1,4 +1,4 @@
-"""What both kinds of task promise: shares of one batch, one loss, the same gradient."""
+"""What all kinds of task promise: shares of one batch, one loss, the same gradient."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from lowrank import FlopL0, Pruner
 from orchestrator.models import build_model
 from orchestrator.tasks import Distillation, TrainingTask, make_task
-from tests.orchestrator.small import Family, make_classes, make_lm, ready
+from tests.orchestrator.small import Family, make_classes, make_lm, make_scores, ready
 
 
 def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -71,6 +71,9 @@ def test_distillation_loss_is_the_formula(either: Family):
     theirs = teacher(**inputs).logits.double().reshape(-1, num_classes).tolist()
     total = 0.0
     for z, t, label in zip(mine, theirs, batch["labels"].flatten().tolist(), strict=True):
+        if either.task.kind == "regression":
+            total += (1 - weight) * (z[0] - label) ** 2 + weight * (z[0] - t[0]) ** 2
+            continue
         hard = -log_probabilities(z, 1.0)[label]
         p, q = log_probabilities(t, tau), log_probabilities(z, tau)
         soft = float(np.sum(np.exp(p) * (p - q)))
@@ -91,11 +94,11 @@ def test_the_teacher_learns_nothing(either: Family):
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-@pytest.mark.parametrize("kind", ["lm", "classes"])
+@pytest.mark.parametrize("kind", ["lm", "classes", "scores"])
 def test_two_workers_have_the_gradient_of_one(kind: str, tmp_path: Path):
     """Mean over two shares of (loss + penalty) against the whole batch: what makes a run with
     two workers the run with one."""
-    make: Any = make_lm if kind == "lm" else make_classes
+    make: Any = {"lm": make_lm, "classes": make_classes, "scores": make_scores}[kind]
     task = ready(make(tmp_path), tmp_path / "cache")
     model = build_model(make(tmp_path), task.data, seed=1)
     pruner = Pruner(model, FlopL0(density=0.4, gated_steps=4, anneal_fraction=0.5), seed=7)

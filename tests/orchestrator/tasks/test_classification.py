@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from orchestrator.models import build_model
-from orchestrator.tasks import classification, make_task
+from orchestrator.tasks import labelled, make_task
 from orchestrator.training import evaluate
 from orchestrator.workers import LocalWorkers
 from tests.orchestrator.data.tasks import classification_task, table, table_files
@@ -105,11 +105,13 @@ def test_metrics_are_those_of_single_predictions(tmp_path: Path, labels: tuple[s
     truth, guess = predict(model, task, "test")
     assert len(set(guess)) == len(labels), "a constant answer proves nothing"
     metrics = evaluate(model, task, LocalWorkers(), "test")
+    accuracy = float(np.mean(np.array(truth) == np.array(guess)))
     assert metrics == pytest.approx(
         {
-            "accuracy": float(np.mean(np.array(truth) == np.array(guess))),
+            "accuracy": accuracy,
             "f1": f1(truth, guess, len(labels)),
             "matthews": matthews(truth, guess, len(labels)),
+            "accuracy_f1": (accuracy + f1(truth, guess, len(labels))) / 2,
         }
     )
 
@@ -139,7 +141,7 @@ def matthews(truth: list[int], guess: list[int], num_classes: int) -> float:
 def test_any_number_of_workers_gives_the_same_metrics(
     tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(classification, "EVALUATION_BATCH", 6)
+    monkeypatch.setattr(labelled, "EVALUATION_BATCH", 6)
     spec = make_classes(tmp_path, model=WILD)
     task = ready(spec, tmp_path / "cache")
     model = build_model(spec, task.data, seed=2).eval()

@@ -12,13 +12,13 @@ from orchestrator.data.encoding import EncodedRows, encode_rows
 from orchestrator.data.prepared import FORMAT, TOKENIZER, array_name
 from orchestrator.data.splits import SPLITS
 from orchestrator.data.table_corpus import TableCorpus, read_table_corpus
-from orchestrator.spec import Classification, content_hash
+from orchestrator.spec import Classification, Regression, content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-class ClassificationPreparation:
+class LabelledPreparation:
     """Examples that are read, split and capped, and can be tokenized into a folder.
 
     Args:
@@ -26,10 +26,11 @@ class ClassificationPreparation:
         pretrained: Folder or hub name of the model whose tokenizer applies.
     """
 
-    def __init__(self, task: Classification, pretrained: str | None) -> None:
+    def __init__(self, task: Classification | Regression, pretrained: str | None) -> None:
         self.task = task
+        self.has_scores = isinstance(task, Regression)
         self.corpus: TableCorpus = read_table_corpus(
-            task.data, task.max_train_examples, task.max_eval_examples
+            task.data, task.max_train_examples, task.max_eval_examples, self.has_scores
         )
         self.pretrained = (
             tokenization.pretrained_tokenizer(pretrained, task.max_length, needs_padding=True)
@@ -55,11 +56,12 @@ class ClassificationPreparation:
     def write(self, folder: Path) -> dict[str, Any]:
         """Tokenize into a folder; returns what `PreparedData.info` will hold."""
         tokenizer = self.pretrained or self._trained()
+        label_type = np.float64 if self.has_scores else np.int64
         splits = {}
         for split in SPLITS:
             rows = self.corpus.rows[split]
             encoded = encode_rows(tokenizer, [row.texts for row in rows], self.task.max_length)
-            labels = np.array([row.label for row in rows], dtype=np.int64)
+            labels = np.array([row.label for row in rows], label_type)
             for part in ("ids", "offsets", "type_ids"):
                 np.save(folder / array_name(split, part), getattr(encoded, part))
             np.save(folder / array_name(split, "labels"), labels)
@@ -83,10 +85,14 @@ class ClassificationPreparation:
         return tokenization.classifier_tokenizer(texts, self.task.vocab_size, pair)
 
     def _counts(self, encoded: EncodedRows, labels: np.ndarray) -> dict[str, Any]:
-        return {
+        counts = {
             "num_examples": len(labels),
             "num_tokens": len(encoded.ids),
             "num_truncated": encoded.num_truncated,
             "truncated_share": encoded.num_truncated / len(labels),
-            "num_per_label": np.bincount(labels, minlength=len(self.corpus.label_names)).tolist(),
         }
+        if self.has_scores:
+            spread = {"min": labels.min(), "mean": labels.mean(), "max": labels.max()}
+            return counts | {"scores": {name: float(value) for name, value in spread.items()}}
+        num_per_label = np.bincount(labels, minlength=len(self.corpus.label_names))
+        return counts | {"num_per_label": num_per_label.tolist()}
