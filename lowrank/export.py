@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lowrank.errors import ExportError
-from lowrank.linear import LowRankLinear, PrunedLayer, is_matrix_layer, layer_shape
+from lowrank.linear import LowRankLinear, is_matrix_layer, layer_shape
+from lowrank.pruned import PrunedLayer
 from lowrank.sliced import SlicedLinear
 from lowrank.surgery import replace_layers
 

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from lowrank.currency import Currency
 from lowrank.density import LayerShape
 from lowrank.errors import LowRankError
-from lowrank.linear import PrunedLayer, layer_shape
 from lowrank.methods.base import Method
 from lowrank.moments import InputMoments
 from lowrank.projection import Projection, floor_units
+from lowrank.prunable import Prunable, PrunableLinear
+from lowrank.pruned import PrunedLayer
 from lowrank.surgery import find_layers, replace_layers
 
 logger = logging.getLogger(__name__)
@@ -64,20 +65,23 @@ class Pruner:
         self.method, self.seed = method, seed
         currency = currency or Currency()
         match = find_layers(model, include, exclude)
-        self.shapes: dict[str, LayerShape] = {
-            name: layer_shape(layer) for name, layer in match.layers.items()
+        dense: dict[str, Prunable] = {
+            name: PrunableLinear(layer, (moments or {}).get(name))
+            for name, layer in match.layers.items()
         }
+        self.shapes: dict[str, LayerShape] = {name: each.shape for name, each in dense.items()}
         # before any training: a target that no projection can meet is known already
         costs = {name: currency.cost(name, method.cost(s)) for name, s in self.shapes.items()}
         floor_units(costs, method.density, method.floors(self.shapes))
         self.layers: dict[str, PrunedLayer] = {
-            name: _inserted(name, layer, method, (moments or {}).get(name))
-            for name, layer in match.layers.items()
+            name: _inserted(name, each, method) for name, each in dense.items()
         }
         self.control = method.control(self.layers, currency)
         # last, so that a refusal leaves the model as it was
-        by_identity = {id(layer): self.layers[name] for name, layer in match.layers.items()}
-        self.model = replace_layers(model, lambda _, module: by_identity.get(id(module)))
+        new: dict[int, nn.Module] = {}
+        for name, each in dense.items():
+            new |= zip(map(id, each.modules), self.layers[name].stand_ins, strict=True)
+        self.model = replace_layers(model, lambda _, module: new.get(id(module)))
         self._begin_step()
         logger.info("%d layers, %d parameters to prune", len(self.layers), self.num_dense)
 
@@ -150,10 +154,10 @@ class Pruner:
         """
         self._check_not_finished()
         projection = projection or self.project()
-        small = {
-            id(layer): layer.compact(projection.keep[name].to(_device(layer)))
-            for name, layer in self.layers.items()
-        }
+        small: dict[int, nn.Module] = {}
+        for name, layer in self.layers.items():
+            keep = projection.keep[name].to(_device(layer))
+            small |= zip(map(id, layer.stand_ins), layer.compact_all(keep), strict=True)
         self.model = replace_layers(self.model, lambda _, module: small.get(id(module)))
         self.layers = {}
         return self.model
@@ -182,10 +186,8 @@ def _device(layer: nn.Module) -> torch.device:
     return next(layer.parameters()).device
 
 
-def _inserted(
-    name: str, layer: nn.Module, method: Method, moments: InputMoments | None
-) -> PrunedLayer:
+def _inserted(name: str, dense: Prunable, method: Method) -> PrunedLayer:
     try:
-        return method.layer(layer, moments)
+        return method.layer(dense)
     except LowRankError as error:
         raise LowRankError(f"layer {name!r}: {error}") from error

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from lowrank.currency import Currency
 from lowrank.density import Cost, LayerShape, check_density, realized_density
 from lowrank.errors import LowRankError
-from lowrank.linear import PrunedLayer
-from lowrank.moments import InputMoments
 from lowrank.projection import Projection, project
+from lowrank.prunable import Prunable
+from lowrank.pruned import PrunedLayer
 
 LayerT = TypeVar("LayerT", bound=PrunedLayer)
 
@@ -43,8 +43,12 @@ class Method(ABC):
             raise LowRankError(f"min_rank >= 1 must hold, got {self.min_rank}")
 
     @abstractmethod
-    def layer(self, dense: nn.Module, moments: InputMoments | None) -> PrunedLayer:
-        """What stands for a dense layer while it is pruned."""
+    def layer(self, dense: Prunable) -> PrunedLayer:
+        """What stands for a dense layer while it is pruned.
+
+        Raises:
+            LowRankError: It cannot be pruned by this method, or not with what is known of it.
+        """
 
     @abstractmethod
     def control(self, layers: dict[str, Any], currency: Currency) -> Control[Any]:
