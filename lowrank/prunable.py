@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from lowrank.density import LayerShape
+from lowrank.embedding import GatedEmbedding
 from lowrank.errors import LowRankError
-from lowrank.factorize import Factorization, factorize
+from lowrank.factorize import Factorization, factorize, factorize_rows
 from lowrank.gate import Gate
 from lowrank.linear import GatedLinear, dense_weight, layer_shape
 from lowrank.moments import InputMoments
@@ -79,3 +81,39 @@ class PrunableLinear(Prunable):
 
     def linear(self) -> nn.Module:
         return self.layer
+
+
+class PrunableEmbedding(Prunable):
+    """A plain nn.Embedding, and the output projections that are tied to it.
+
+    Factors are weighted by what is known: how often tokens occur, what enters the heads. Of the
+    latter the second moment, not the covariance: a shift of the heads' bias would mend one of the
+    two ends only.
+
+    Args:
+        embedding: The module.
+        heads: nn.Linear modules with the same weight.
+        counts: How often each token occurs in training, [num_embeddings].
+        moments: Of the hidden states that enter the heads.
+    """
+
+    def __init__(
+        self,
+        embedding: nn.Embedding,
+        heads: Sequence[nn.Module] = (),
+        counts: Tensor | None = None,
+        moments: InputMoments | None = None,
+    ) -> None:
+        self.embedding, self.heads = embedding, tuple(heads)
+        self.counts, self.moments = counts, moments
+        self.shape, self.modules = layer_shape(embedding), (embedding, *self.heads)
+
+    def factorize(self, rank: int | None, weighted: bool) -> tuple[Factorization, Tensor | None]:
+        weight = self.embedding.weight
+        metric = self.moments.second_moment if weighted and self.moments is not None else None
+        if not weighted or self.counts is None:
+            return factorize(weight, rank, second_moment=metric), None
+        return factorize_rows(weight, self.counts, rank, second_moment=metric), None
+
+    def gated(self, gate: Gate, factors: Factorization, mean: Tensor | None) -> GatedEmbedding:
+        return GatedEmbedding(self.embedding, self.heads, gate, factors)
