@@ -146,7 +146,7 @@ class Campaign:
         model = build_model(task, data, self.spec.seed)
         method = self.spec.method_of(task)
         try:
-            match = find_layers(model, method.include, method.exclude)
+            match = find_layers(model, method.include, method.exclude, method.embeddings)
         except LowRankError as error:
             raise CampaignError(f"method of task {task.name}: {error}") from error
         total = sum(p.numel() for p in model.parameters())
