@@ -24,7 +24,8 @@ from lowrank.pruned import PrunedLayer
 from lowrank.sliced import SlicedLinear
 
 SCHEMA_VERSION = 3
-"""1 had low-rank layers only, without a form; 2 had no embeddings. Both are still read."""
+"""1 had low-rank layers only, without a form; 2 had no embeddings, and factors with other names.
+Both are still read."""
 WEIGHTS = "model.safetensors"
 MANIFEST = "lowrank.json"
 MANIFEST_TYPES = {
@@ -100,6 +101,8 @@ def load(model: nn.Module, folder: Path | str) -> nn.Module:
         if name not in tensors:
             raise ExportError(f"{folder / MANIFEST}: alias {alias!r} of a missing tensor {name!r}")
         tensors[alias] = tensors[name]
+    former = manifest.get("former_names", {})
+    tensors = {former.get(name, name): tensor for name, tensor in tensors.items()}
     _check_keys(model, tensors)
     # the file decides the dtype: a bfloat16 export stays one
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
@@ -125,7 +128,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
         if manifest.get("schema_version") == 1:
             manifest = _from_version_1(manifest)
         if manifest.get("schema_version") == 2:
-            manifest |= {"schema_version": SCHEMA_VERSION}  # 3 only has more forms
+            manifest = _from_version_2(manifest)
     if not isinstance(manifest, dict) or not MANIFEST_TYPES.keys() <= manifest.keys():
         raise ExportError(f"{path}: a manifest has the keys {sorted(MANIFEST_TYPES)}")
     for key, wanted in MANIFEST_TYPES.items():
@@ -149,6 +152,19 @@ def _from_version_1(manifest: dict[str, Any]) -> dict[str, Any]:
             for name, layer in layers.items()
         }
     return manifest | {"schema_version": 2, "layers": layers}
+
+
+def _from_version_2(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Factors were layers of their own, `up` and `down`, when there were no embeddings."""
+    layers = manifest.get("layers")
+    former: dict[str, str] = {}
+    for name in layers if isinstance(layers, dict) else ():
+        former |= {
+            f"{name}.up.weight": f"{name}.weight",
+            f"{name}.up.bias": f"{name}.bias",
+            f"{name}.down.weight": f"{name}.projection",
+        }
+    return manifest | {"schema_version": SCHEMA_VERSION, "former_names": former}
 
 
 def num_stored_parameters(folder: Path | str) -> int:

@@ -55,7 +55,7 @@ def _described(module: nn.Module) -> dict[str, Any]:
         return form | {"in_features": width, "out_features": rows, "bias": False}
     if isinstance(module, LowRankLinear):
         form = {"form": "low-rank", "rank": module.rank}
-        bias = module.up.bias
+        bias = module.bias
     elif isinstance(module, LowRankHead):
         form = {"form": "low-rank-head", "rank": module.rank}
         bias = module.bias

@@ -1,6 +1,7 @@
 """Saving and loading transformers models with their configuration and tokenizer.
 
-The folder holds config.json, the tokenizer's files, model.safetensors and lowrank.json.
+The folder holds config.json, the tokenizer's files, model.safetensors and lowrank.json. It is also
+one that `from_pretrained` of transformers reads (`lowrank.auto`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import nn
 
 from lowrank.errors import ExportError
 from lowrank.export import load, read_manifest, save
+from lowrank.forms import described_layers
 from lowrank.linear import LowRankLinear
 from lowrank.models import register
 
@@ -37,7 +39,7 @@ def save_pretrained(
     _check_auto_class(auto_class)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+    _save_config(model, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return save(model, folder, {"auto_class": auto_class, **(metadata or {})})
@@ -61,8 +63,25 @@ def load_pretrained(folder: Path | str) -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ExportError(f"{folder / 'config.json'}: cannot be read: {error}") from error
-    model = getattr(transformers, auto_class).from_config(config)
-    return load(model, folder).eval()
+    # the manifest says the same, and more
+    config.__dict__.pop("quantization_config", None)
+    model = load(getattr(transformers, auto_class).from_config(config), folder).eval()
+    if described_layers(model):
+        from lowrank import auto
+
+        auto.attach(model)
+    return model
+
+
+def _save_config(model: Any, folder: Path) -> None:
+    """config.json, with the small layers as `lowrank.auto` reads them."""
+    from lowrank import auto
+
+    model.config.__dict__.pop("quantization_config", None)
+    model.config.architectures = [type(model).__name__]
+    if described_layers(model):
+        auto.attach(model)
+    model.config.save_pretrained(folder)
 
 
 def load_tokenizer(folder: Path | str) -> Any:
@@ -90,11 +109,13 @@ def resize_token_embeddings(model: Any, num_tokens: int, **options: Any) -> nn.M
     head = model.get_output_embeddings()
     if not isinstance(head, LowRankLinear):
         return model.resize_token_embeddings(num_tokens, **options)
-    model.set_output_embeddings(head.up)
+    up = head.as_two_layers()[1]
+    model.set_output_embeddings(up)
     try:
         embedding = model.resize_token_embeddings(num_tokens, **options)
-        head.up = model.get_output_embeddings()
-        head.out_features = head.up.out_features
+        resized = model.get_output_embeddings()
+        head.weight, head.out_features = resized.weight, resized.out_features
+        head.register_parameter("bias", resized.bias)
     finally:
         model.set_output_embeddings(head)
     return embedding

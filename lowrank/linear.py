@@ -40,20 +40,44 @@ def layer_shape(module: nn.Module) -> LayerShape:
     return LayerShape(in_features, out_features)
 
 
-class LowRankLinear(nn.Module):
-    """y = up(down(x)): what a pruned layer is at inference. No gate, two plain nn.Linear."""
+class LowRankLinear(nn.Linear):
+    """y = (x Qᵀ) Pᵀ + b: what a pruned layer is at inference. No gate, two plain products.
+
+    P is called `weight` and Q `projection`. In a file P stands where the matrix stood, in another
+    shape: whoever reads the file without this class is stopped by it, where missing names would
+    only be filled with random numbers.
+
+    Args:
+        in_features: Width of x.
+        out_features: Width of y.
+        rank: Of the factors, >= 1.
+        bias: Whether there is a b.
+    """
 
     def __init__(
         self, in_features: int, out_features: int, rank: int, bias: bool = True, **factory: Any
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # nn.Linear's own would draw a matrix that is not used
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.down = nn.Linear(in_features, rank, bias=False, **factory)
-        self.up = nn.Linear(rank, out_features, bias=bias, **factory)
+        self.weight = nn.Parameter(torch.empty(out_features, rank, **factory))
+        self.projection = nn.Parameter(torch.empty(rank, in_features, **factory))
+        shift = nn.Parameter(torch.zeros(out_features, **factory)) if bias else None
+        self.register_parameter("bias", shift)
+        for factor in (self.weight, self.projection):
+            nn.init.kaiming_uniform_(factor, a=5**0.5)  # as nn.Linear
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """[*batch, in_features] -> [*batch, out_features]."""
-        return self.up(self.down(x))
+        return F.linear(F.linear(input, self.projection), self.weight, self.bias)
+
+    def as_two_layers(self) -> nn.Sequential:
+        """The same as two nn.Linear, which share the parameters: for tools that replace these."""
+        with torch.device("meta"):
+            down = nn.Linear(self.in_features, self.rank, bias=False)
+            up = nn.Linear(self.rank, self.out_features, bias=False)
+        down.weight, up.weight = self.projection, self.weight
+        up.register_parameter("bias", self.bias)
+        return nn.Sequential(down, up).train(self.training)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, rank={self.rank}"
@@ -162,7 +186,7 @@ class GatedLinear(PrunedLinear, GatedFactors):
                 small = self._to_low_rank(up, down)
             if self.mean is not None:
                 # into the copy: this layer stays as it is
-                bias = small.up.bias if isinstance(small, LowRankLinear) else small.bias
+                bias = small.bias
                 assert isinstance(bias, Tensor)
                 bias.add_(bias_shift(removed, self.mean).to(bias))
             return small
@@ -176,10 +200,10 @@ class GatedLinear(PrunedLinear, GatedFactors):
             device="meta",
             dtype=self.up.dtype,
         ).to_empty(device=self.up.device)
-        small.down.weight.copy_(down)
-        small.up.weight.copy_(up)
+        small.projection.copy_(down)
+        small.weight.copy_(up)
         if self.bias is not None:
-            small.up.bias.copy_(self.bias)
+            small.bias.copy_(self.bias)
         return small.train(self.training)
 
     def extra_repr(self) -> str:

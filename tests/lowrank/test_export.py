@@ -125,19 +125,31 @@ def test_a_model_that_is_one_layer_comes_back_as_another_object(tmp_path):
     assert_same(load(nn.Linear(12, 12), save(small, tmp_path)), small)
 
 
-def test_an_export_of_version_1_is_still_read(saved):
+FORMER_NAMES = {"weight": "up.weight", "bias": "up.bias", "projection": "down.weight"}
+"""Of factors, in exports of versions 1 and 2."""
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_export_of_an_older_version_is_still_read(saved, version):
     small, folder = saved
 
-    def older(manifest):
-        layers = manifest.pop("layers")
-        manifest["low_rank"] = {
-            name: {key: layer[key] for key in ("in_features", "out_features", "rank", "bias")}
-            for name, layer in layers.items()
-        }
-        manifest["schema_version"] = 1
+    def former(tensors):
+        for layer in ("2", "4"):
+            for name, then in FORMER_NAMES.items():
+                tensors[f"{layer}.{then}"] = tensors.pop(f"{layer}.{name}")
 
+    def older(manifest):
+        manifest["schema_version"] = version
+        if version == 1:
+            layers = manifest.pop("layers")
+            manifest["low_rank"] = {
+                name: {key: layer[key] for key in ("in_features", "out_features", "rank", "bias")}
+                for name, layer in layers.items()
+            }
+
+    edit_weights(folder, former)
     edit_manifest(folder, older)
-    assert set(json.loads((folder / MANIFEST).read_text())["low_rank"]) == {"2", "4"}
+    assert "4.up.weight" in json.loads((folder / MANIFEST).read_text())["tensors"]
     assert_same(load(mlp(9), folder), small)
 
 
@@ -302,8 +314,8 @@ def test_an_export_error_is_of_the_library():
 
 def test_a_missing_tensor_is_named(saved):
     _, folder = saved
-    edit_weights(folder, lambda tensors: tensors.pop("2.up.bias"))
-    refuses(folder, r"does not fit this model; missing: 2\.up\.bias$")
+    edit_weights(folder, lambda tensors: tensors.pop("2.bias"))
+    refuses(folder, r"does not fit this model; missing: 2\.bias$")
 
 
 def test_an_unexpected_tensor_is_named(saved):
@@ -314,32 +326,32 @@ def test_an_unexpected_tensor_is_named(saved):
 
 def test_a_renamed_tensor_is_named_twice(saved):
     _, folder = saved
-    edit_weights(folder, lambda tensors: tensors.update({"2.up.b": tensors.pop("2.up.bias")}))
-    refuses(folder, r"missing: 2\.up\.bias; unexpected: 2\.up\.b$")
+    edit_weights(folder, lambda tensors: tensors.update({"2.b": tensors.pop("2.bias")}))
+    refuses(folder, r"missing: 2\.bias; unexpected: 2\.b$")
 
 
 def test_a_reshaped_tensor_is_named(saved):
     _, folder = saved
-    edit_weights(folder, lambda tensors: tensors.update({"2.up.bias": torch.ones(11)}))
-    refuses(folder, r"of another shape: 2\.up\.bias$")
+    edit_weights(folder, lambda tensors: tensors.update({"2.bias": torch.ones(11)}))
+    refuses(folder, r"of another shape: 2\.bias$")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_tensor_that_is_not_finite_is_named(saved, value):
     _, folder = saved
-    edit_weights(folder, lambda tensors: tensors["2.up.bias"].fill_(value))
-    refuses(folder, r"2\.up\.bias holds NaN or infinity")
+    edit_weights(folder, lambda tensors: tensors["2.bias"].fill_(value))
+    refuses(folder, r"2\.bias holds NaN or infinity")
 
 
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        (lambda tensors: tensors.pop("2.up.bias"), r"2\.up\.bias"),
+        (lambda tensors: tensors.pop("2.bias"), r"2\.bias"),
         (lambda tensors: tensors.update(extra=torch.ones(2)), "extra"),
-        (lambda tensors: tensors.update({"2.up.bias": torch.ones(11)}), r"2\.up\.bias"),
+        (lambda tensors: tensors.update({"2.bias": torch.ones(11)}), r"2\.bias"),
         (
-            lambda tensors: tensors.update({"2.up.bias": tensors["2.up.bias"].half()}),
-            r"2\.up\.bias",
+            lambda tensors: tensors.update({"2.bias": tensors["2.bias"].half()}),
+            r"2\.bias",
         ),
     ],
 )
@@ -351,7 +363,7 @@ def test_weights_that_differ_from_the_manifest_are_named(saved, change, name):
 
 def test_one_changed_value_breaks_the_checksum(saved):
     _, folder = saved
-    edit_weights(folder, lambda tensors: tensors["2.up.bias"].add_(1), seal=False)
+    edit_weights(folder, lambda tensors: tensors["2.bias"].add_(1), seal=False)
     refuses(folder, rf"{WEIGHTS}: SHA-256 is [0-9a-f]{{64}}, the manifest says [0-9a-f]{{64}}")
 
 
@@ -414,9 +426,9 @@ def test_a_manifest_entry_of_the_wrong_type_is_named(saved, key):
         (lambda m: m["layers"].update({"0": 3}), "layer '0': must have a form, one of"),
         (lambda m: m["layers"]["2"].update(rank=0), "layer '2': rank >= 1"),
         (lambda m: m["layers"]["2"].update(rank="2"), "layer '2': rank >= 1"),
-        (lambda m: m["layers"]["2"].update(rank=4), "of another shape: 2.down.weight"),
-        (lambda m: m["layers"]["2"].update(bias=False), "unexpected: 2.up.bias"),
-        (lambda m: m["layers"].pop("2"), "missing: 2.bias, 2.weight; unexpected: 2.down.weight"),
+        (lambda m: m["layers"]["2"].update(rank=4), "of another shape: 2.projection"),
+        (lambda m: m["layers"]["2"].update(bias=False), "unexpected: 2.bias"),
+        (lambda m: m["layers"].pop("2"), "unexpected: 2.projection; of another shape: 2.weight"),
         (lambda m: m["layers"].update({"7": m["layers"]["2"]}), "layer '7' .* does not exist"),
         (lambda m: m["layers"].update({"1": m["layers"]["2"]}), "layer '1' .* does not exist"),
         (lambda m: m["aliases"].update({"a": "b"}), "alias 'a' of a missing tensor 'b'"),

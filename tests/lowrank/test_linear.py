@@ -163,8 +163,8 @@ def test_compaction_stores_the_cheaper_form(kind, rank):
     if rank <= 3:
         assert type(small) is LowRankLinear
         assert (small.in_features, small.out_features, small.rank) == (IN, OUT, rank)
-        assert (small.up.bias is None) == (kind == "linear without bias")
-        assert small.down.bias is None
+        assert (small.bias is None) == (kind == "linear without bias")
+        assert (small.weight.shape, small.projection.shape) == ((OUT, rank), (rank, IN))
     else:
         dense = make_layer(kind)
         assert type(small) is type(dense)
@@ -194,8 +194,8 @@ def test_compaction_in_bfloat16_rounds_once():
         gated.gate.log_alpha.copy_(torch.linspace(-1, 3, OUT))
     z = expected_value(gated.gate.log_alpha.detach().double(), gated.gate.config)
     small = gated.compact(torch.arange(OUT) < 2)
-    assert torch.equal(small.up.weight, (gated.up.double() * z)[:, :2].bfloat16())
-    assert torch.equal(small.down.weight, gated.down[:2])
+    assert torch.equal(small.weight, (gated.up.double() * z)[:, :2].bfloat16())
+    assert torch.equal(small.projection, gated.down[:2])
     dense = gated.compact(torch.arange(OUT) >= 0)
     assert torch.equal(dense.weight, ((gated.up.double() * z) @ gated.down.double()).bfloat16())
 
@@ -224,11 +224,11 @@ def test_a_low_rank_layer_is_two_plain_products():
     torch.manual_seed(0)
     layer = LowRankLinear(5, 4, rank=2, dtype=torch.float64)
     x = torch.randn(2, 3, 5, dtype=torch.float64)
-    wanted = x @ layer.down.weight.t() @ layer.up.weight.t() + layer.up.bias
+    wanted = x @ layer.projection.t() @ layer.weight.t() + layer.bias
     torch.testing.assert_close(layer(x), wanted)
     assert sum(p.numel() for p in layer.parameters()) == 2 * (5 + 4) + 4
     assert "5, 4, rank=2" in repr(layer)
-    assert LowRankLinear(5, 4, rank=2, bias=False).up.bias is None
+    assert LowRankLinear(5, 4, rank=2, bias=False).bias is None
 
 
 def test_a_gated_layer_shows_its_gates():

@@ -444,7 +444,7 @@ def test_a_stopped_component_is_dropped_for_what_it_was_on_average():
     wanted = layer.bias.detach().double() + removed @ toy_moments()["0"].mean
     for _ in range(2):  # the layer itself stays as it is
         small = layer.compact(keep)
-        torch.testing.assert_close(small.up.bias.double(), wanted, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(small.bias.double(), wanted, rtol=1e-6, atol=1e-6)
 
 
 # --- configurations

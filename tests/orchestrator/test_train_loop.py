@@ -64,7 +64,7 @@ def prunable(record: ModelRecord) -> list[str]:
 
 def stored_for(name: str, tensors: dict[str, torch.Tensor]) -> int:
     """Elements that a file holds for one matrix, as one tensor or as two factors."""
-    forms = [(f"{name}.weight",), (f"{name}.down.weight", f"{name}.up.weight")]
+    forms = [(f"{name}.weight",), (f"{name}.projection", f"{name}.weight")]
     (form,) = [form for form in forms if all(key in tensors for key in form)]
     return sum(tensors[key].numel() for key in form)
 
@@ -114,8 +114,8 @@ def test_ranks_are_those_of_the_files(either: Family):
             assert 1 <= layer["rank"] <= layer["full_rank"]
             assert layer["dense"] == (f"{name}.weight" in tensors)
             if not layer["dense"]:
-                assert tensors[f"{name}.down.weight"].shape == (layer["rank"], shape[0])
-                assert tensors[f"{name}.up.weight"].shape == (shape[1], layer["rank"])
+                assert tensors[f"{name}.projection"].shape == (layer["rank"], shape[0])
+                assert tensors[f"{name}.weight"].shape == (shape[1], layer["rank"])
     assert either.dense.ranks == {}
 
 

@@ -1,0 +1,272 @@
+"""Compacted models through transformers' own loading, with this package and without it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lowrank.auto
+from lowrank import ExportError, FixedRank, LowRankLinear, Pruner, Start
+from lowrank.hf import load_pretrained, save_pretrained
+from tests.lowrank import tiny_bert, tiny_gpt2
+
+TOKENS = torch.arange(12)[None]
+
+
+def tiny_llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=False,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+CAUSAL, CLASSES = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
+MODELS: dict[str, Any] = {
+    "gpt2": (tiny_gpt2, CAUSAL, False),
+    "gpt2 with embedding": (tiny_gpt2, CAUSAL, True),
+    "llama": (tiny_llama, CAUSAL, False),
+    "bert": (tiny_bert, CLASSES, False),
+    "bert with embedding": (tiny_bert, CLASSES, True),
+}
+
+
+def compacted(kind: str) -> tuple[Any, str]:
+    make, auto_class, embeddings = MODELS[kind]
+    method = FixedRank(density=0.4, start=Start())
+    exclude = ["classifier", *([] if embeddings else ["*lm_head"])]
+    pruner = Pruner(make(), method, exclude=exclude, embeddings=embeddings)
+    return pruner.finish().eval(), auto_class
+
+
+@pytest.fixture(params=MODELS)
+def exported(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, str, Path]:
+    model, auto_class = compacted(request.param)
+    folder = save_pretrained(model, tmp_path / "export", auto_class)
+    return model, auto_class, folder
+
+
+def from_pretrained(auto_class: str, folder: Path, **options: Any) -> Any:
+    import transformers
+
+    return getattr(transformers, auto_class).from_pretrained(folder, **options)
+
+
+@torch.no_grad()
+def output(model: Any) -> torch.Tensor:
+    return model(input_ids=TOKENS)[0]
+
+
+def ties(model: nn.Module) -> list[set[str]]:
+    names: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), set()).add(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def test_what_was_saved_is_loaded(exported):
+    model, auto_class, folder = exported
+    loaded = from_pretrained(auto_class, folder)
+    assert type(loaded) is type(model)
+    assert torch.equal(output(loaded), output(model))
+    assert any(isinstance(module, LowRankLinear) for module in loaded.modules())
+    assert ties(loaded) == ties(model)
+    by_class = type(model).from_pretrained(folder)
+    assert torch.equal(output(by_class), output(model))
+
+
+def test_transformers_saves_it_again(exported, tmp_path):
+    model, auto_class, folder = exported
+    for number, source in enumerate((from_pretrained(auto_class, folder), load_pretrained(folder))):
+        source.save_pretrained(tmp_path / str(number))
+        again = from_pretrained(auto_class, tmp_path / str(number))
+        assert torch.equal(output(again), output(model))
+        stored = load_file(tmp_path / str(number) / "model.safetensors")
+        assert sum(t.numel() for t in stored.values()) == sum(
+            p.numel() for p in model.parameters()
+        ) + sum(b.numel() for n, b in model.named_buffers() if n in stored)
+
+
+def test_the_body_alone(exported):
+    model, _, folder = exported
+    import transformers
+
+    body = transformers.AutoModel.from_pretrained(folder)
+    assert torch.equal(output(body), output(model.base_model))
+
+
+def test_casts_and_training_are_as_with_any_model(exported):
+    _, auto_class, folder = exported
+    assert from_pretrained(auto_class, folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+    loaded = from_pretrained(auto_class, folder)
+    assert not loaded.is_quantized
+    loaded.train()(input_ids=TOKENS)[0].square().mean().backward()
+    factors = [m for m in loaded.modules() if isinstance(m, LowRankLinear)]
+    assert all(m.weight.grad is not None and m.projection.grad is not None for m in factors)
+    assert loaded.half().dtype == torch.float16
+    assert copy.deepcopy(loaded).dtype == torch.float16
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt2 with embedding", "llama"])
+def test_generation_with_a_cache(kind, tmp_path):
+    model, auto_class = compacted(kind)
+    loaded = from_pretrained(auto_class, save_pretrained(model, tmp_path, auto_class))
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    wanted = model.generate(TOKENS[:, :5], use_cache=False, **options)
+    assert torch.equal(loaded.generate(TOKENS[:, :5], use_cache=True, **options), wanted)
+
+
+def test_a_vocabulary_that_grew_is_saved_as_it_is(tmp_path):
+    model, auto_class = compacted("gpt2 with embedding")
+    loaded = from_pretrained(auto_class, save_pretrained(model, tmp_path / "a", auto_class))
+    loaded.resize_token_embeddings(45)
+    loaded.save_pretrained(tmp_path / "b")
+    again = from_pretrained(auto_class, tmp_path / "b")
+    assert output(again).shape[-1] == 45
+    assert torch.equal(output(again), output(loaded))
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that is made in memory."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
+                self.numel = max(self.numel, tensor.numel())
+        return made
+
+
+def test_no_dense_matrix_is_ever_made(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = LlamaForCausalLM(config)
+    pruner = Pruner(model, FixedRank(density=0.2, start=Start()), exclude=["lm_head"])
+    folder = save_pretrained(pruner.finish(), tmp_path, CAUSAL)
+    with Largest() as largest:
+        from_pretrained(CAUSAL, folder)
+    # the factors of a square matrix have 64 x 6 at the most, those of the others 256 x 10
+    assert largest.numel < 64 * 64
+
+
+PLAIN = """
+import sys
+sys.modules["lowrank"] = None  # as if it were not installed
+import transformers
+getattr(transformers, sys.argv[1]).from_pretrained(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("class_name", [CAUSAL, "GPT2LMHeadModel"])
+@pytest.mark.parametrize("kind", ["gpt2", "gpt2 with embedding"])
+def test_without_the_package_loading_fails_and_names_it(kind, class_name, tmp_path):
+    model, auto_class = compacted(kind)
+    folder = save_pretrained(model, tmp_path, auto_class)
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, class_name, str(folder)], capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "Unknown quantization type, got lowrank-orchestrator" in done.stderr
+    assert "RuntimeError" in done.stderr.splitlines()[-1]
+
+
+# --- damage
+
+
+def edit(folder: Path, change: Any) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def configure(folder: Path, change: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config["quantization_config"]["layers"])
+    path.write_text(json.dumps(config))
+
+
+NAME = "transformer.h.0.mlp.c_fc"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(f"{NAME}.projection"), f"{NAME}.projection is missing in model"),
+        (lambda t: t.pop("transformer.ln_f.weight"), "transformer.ln_f.weight is missing in model"),
+        (lambda t: t.update({f"{NAME}.weight": torch.ones(3, 3)}), rf"{NAME}.weight has shape"),
+        (lambda t: t[f"{NAME}.weight"].fill_(float("nan")), f"{NAME}.weight holds NaN or infinity"),
+    ],
+)
+def test_a_damaged_file_is_refused(change, message, tmp_path):
+    model, auto_class = compacted("gpt2")
+    folder = save_pretrained(model, tmp_path, auto_class)
+    edit(folder, change)
+    with pytest.raises(ExportError, match=message):
+        from_pretrained(auto_class, folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda layers: layers[NAME].pop("rank"), rf"{NAME}' must have"),
+        (lambda layers: layers[NAME].update(form="odd"), "must have a form"),
+        (lambda layers: layers[NAME].update(rank=1), "has shape"),
+        (lambda layers: layers.update(nowhere=layers.pop(NAME)), "layer 'nowhere' of the export"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(change, message, tmp_path):
+    model, auto_class = compacted("gpt2")
+    folder = save_pretrained(model, tmp_path, auto_class)
+    configure(folder, change)
+    with pytest.raises(ExportError, match=message):
+        from_pretrained(auto_class, folder)
+
+
+def test_a_dense_model_needs_no_hook(tmp_path):
+    folder = save_pretrained(tiny_gpt2(), tmp_path, CAUSAL)
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    assert torch.equal(output(from_pretrained(CAUSAL, folder)), output(tiny_gpt2()))
+
+
+def test_the_hook_compacts_nothing_by_itself():
+    from transformers import GPT2LMHeadModel
+
+    config = lowrank.auto.CompactedConfig(layers={})
+    with pytest.raises(ExportError, match=r"to compact one, use lowrank\.Pruner"):
+        lowrank.auto.CompactedQuantizer(config, pre_quantized=False).validate_environment()
+    assert issubclass(GPT2LMHeadModel, nn.Module)
