@@ -7,12 +7,15 @@ CPUs only. What other layers hold (embeddings, norms, Conv1D, pruned features) s
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import torch
 from torch import Tensor, nn
 
 from lowrank.errors import LowRankError
+from lowrank.linear import LowRankLinear
+from lowrank.surgery import replace_layers
 
 SCALE_BYTES = 8
 """Per output feature: a scale in float32 and a zero point in int32."""
@@ -45,10 +48,19 @@ def quantize_int8(model: nn.Module) -> nn.Module:
         warnings.filterwarnings("ignore", "torch.quantize_per_", UserWarning)
         from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 
-        quantized = quantize_dynamic(model.eval(), {nn.Linear: per_channel_dynamic_qconfig})
+        linear = {nn.Linear: per_channel_dynamic_qconfig}
+        quantized = quantize_dynamic(_with_plain_layers(model).eval(), linear, inplace=True)
     if not _weights(quantized):
         raise LowRankError("the model has no nn.Linear to quantize")
     return quantized
+
+
+def _with_plain_layers(model: nn.Module) -> nn.Module:
+    """A copy whose low-rank layers are two nn.Linear each, which is what torch quantizes."""
+    return replace_layers(
+        copy.deepcopy(model),
+        lambda _, module: module.as_two_layers() if type(module) is LowRankLinear else None,
+    )
 
 
 def num_int8_bytes(quantized: nn.Module) -> int:
