@@ -67,16 +67,12 @@ class Pruner:
         self.shapes: dict[str, LayerShape] = {
             name: layer_shape(layer) for name, layer in match.layers.items()
         }
-        # before any training: a target that no projection can meet is known already
-        costs = {name: currency.cost(name, method.cost(s)) for name, s in self.shapes.items()}
-        floor_units(costs, method.density, method.floors(self.shapes))
-        self.layers: dict[str, PrunedLayer] = {
-            name: _inserted(name, layer, method, (moments or {}).get(name))
-            for name, layer in match.layers.items()
-        }
+        self.layers: dict[str, PrunedLayer] = method.layers(model, match.layers, moments or {})
         self.control = method.control(self.layers, currency)
+        # before any training: a target that no projection can meet is known already
+        floor_units(self.control.costs, method.density, self.control.floors)
         # last, so that a refusal leaves the model as it was
-        by_identity = {id(layer): self.layers[name] for name, layer in match.layers.items()}
+        by_identity = {id(match.layers[name]): layer for name, layer in self.layers.items()}
         self.model = replace_layers(model, lambda _, module: by_identity.get(id(module)))
         self._begin_step()
         logger.info("%d layers, %d parameters to prune", len(self.layers), self.num_dense)
@@ -150,11 +146,8 @@ class Pruner:
         """
         self._check_not_finished()
         projection = projection or self.project()
-        small = {
-            id(layer): layer.compact(projection.keep[name].to(_device(layer)))
-            for name, layer in self.layers.items()
-        }
-        self.model = replace_layers(self.model, lambda _, module: small.get(id(module)))
+        keep = {n: projection.keep[n].to(_device(layer)) for n, layer in self.layers.items()}
+        self.model = self.method.compact(self.model, self.layers, keep)
         self.layers = {}
         return self.model
 
@@ -180,12 +173,3 @@ class Pruner:
 
 def _device(layer: nn.Module) -> torch.device:
     return next(layer.parameters()).device
-
-
-def _inserted(
-    name: str, layer: nn.Module, method: Method, moments: InputMoments | None
-) -> PrunedLayer:
-    try:
-        return method.layer(layer, moments)
-    except LowRankError as error:
-        raise LowRankError(f"layer {name!r}: {error}") from error

@@ -165,7 +165,7 @@ def _project(
 
 def _ranks(pruner: Pruner, projection: Projection) -> dict[str, dict[str, int]]:
     """Per layer of a factorized model; empty for methods that prune other units."""
-    shapes = pruner.shapes
+    shapes = pruner.control.shapes
     if any(not isinstance(pruner.method.cost(shape), LayerShape) for shape in shapes.values()):
         return {}
     return {
