@@ -13,8 +13,19 @@ from lowrank.factorize import Factorization, factorize
 from lowrank.gate import GateConfig, HardConcreteGate
 from lowrank.lagrangian import AugmentedLagrangian
 from lowrank.linear import GatedLinear, LowRankLinear
-from lowrank.methods import Adaptive, Agp, FixedRank, FlopAgp, FlopL0, Method, NeuronL0, Start
+from lowrank.methods import (
+    Adaptive,
+    Agp,
+    FixedRank,
+    FlopAgp,
+    FlopL0,
+    HeadsFfn,
+    Method,
+    NeuronL0,
+    Start,
+)
 from lowrank.moments import InputMoments, collect_moments
+from lowrank.narrow import NarrowLinear
 from lowrank.projection import Projection, project
 from lowrank.pruner import Pruner
 from lowrank.sliced import SlicedLinear
@@ -35,12 +46,14 @@ __all__ = [
     "GateConfig",
     "GatedLinear",
     "HardConcreteGate",
+    "HeadsFfn",
     "InputMoments",
     "LayerShape",
     "LowRankError",
     "LowRankLinear",
     "Macs",
     "Method",
+    "NarrowLinear",
     "NeuronL0",
     "Projection",
     "Pruner",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lowrank.errors import ExportError
+from lowrank.errors import ExportError, SurgeryError
 from lowrank.linear import LowRankLinear, PrunedLayer, is_matrix_layer, layer_shape
+from lowrank.narrow import NarrowLinear, set_head_counts
 from lowrank.sliced import SlicedLinear
 from lowrank.surgery import replace_layers
 
-SCHEMA_VERSION = 2
-"""1 had low-rank layers only, without a form; it is still read."""
+SCHEMA_VERSION = 3
+"""1 had low-rank layers only, without a form; 2 had no narrow ones. Both are still read."""
 WEIGHTS = "model.safetensors"
 MANIFEST = "lowrank.json"
 MANIFEST_TYPES = {
@@ -35,8 +37,17 @@ MANIFEST_TYPES = {
     "tensors": dict,
     "metadata": dict,
 }
-LAYER_SIZES = {"low-rank": ("rank",), "sliced": ("num_in", "num_out")}
+LAYER_SIZES = {
+    "low-rank": ("rank",),
+    "sliced": ("num_in", "num_out"),
+    "narrow": ("num_in", "num_out"),
+}
 """What besides width and bias tells how big a layer of each form is."""
+FORMS: dict[str, Callable[..., nn.Module]] = {
+    "low-rank": LowRankLinear,
+    "sliced": SlicedLinear,
+    "narrow": NarrowLinear,
+}
 
 
 def save(model: nn.Module, folder: Path | str, metadata: dict[str, Any] | None = None) -> Path:
@@ -125,6 +136,8 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
         raise ExportError(f"{path}: cannot be read as JSON: {error}") from error
     if isinstance(manifest, dict) and manifest.get("schema_version") == 1:
         manifest = _from_version_1(manifest)
+    if isinstance(manifest, dict) and manifest.get("schema_version") == 2:
+        manifest["schema_version"] = SCHEMA_VERSION  # the same, with fewer forms
     if not isinstance(manifest, dict) or not MANIFEST_TYPES.keys() <= manifest.keys():
         raise ExportError(f"{path}: a manifest has the keys {sorted(MANIFEST_TYPES)}")
     for key, wanted in MANIFEST_TYPES.items():
@@ -205,9 +218,16 @@ def _small_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
         elif isinstance(module, SlicedLinear):
             form = {"form": "sliced", "num_in": module.num_in, "num_out": module.num_out}
             bias = module.bias
+        elif isinstance(module, NarrowLinear):
+            form = {"form": "narrow", "num_in": module.in_features, "num_out": module.out_features}
+            bias = module.bias
         else:
             continue
-        width = {"in_features": module.in_features, "out_features": module.out_features}
+        narrow = isinstance(module, NarrowLinear)
+        width = {
+            "in_features": module.full_in if narrow else module.in_features,
+            "out_features": module.full_out if narrow else module.out_features,
+        }
         found[name] = form | width | {"bias": bias is not None}
     return found
 
@@ -259,9 +279,13 @@ def _restructure(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Modu
             )
         if id(module) not in made:
             sizes = {key: layer[key] for key in LAYER_SIZES[layer["form"]]}
-            small = LowRankLinear if layer["form"] == "low-rank" else SlicedLinear
-            made[id(module)] = small(*wanted, bias=layer["bias"], **sizes)
-    return replace_layers(model, lambda _, module: made.get(id(module)))
+            made[id(module)] = FORMS[layer["form"]](*wanted, bias=layer["bias"], **sizes)
+    model = replace_layers(model, lambda _, module: made.get(id(module)))
+    try:
+        set_head_counts(model)
+    except SurgeryError as error:
+        raise ExportError(f"the export does not fit this model; {error}") from error
+    return model
 
 
 def _check_keys(model: nn.Module, tensors: dict[str, Tensor]) -> None:

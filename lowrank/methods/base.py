@@ -47,6 +47,10 @@ class Method(ABC):
         """What stands for a dense layer while it is pruned; unless `layers` is the method's own."""
         raise NotImplementedError
 
+    def check(self, model: nn.Module, matched: Mapping[str, nn.Module]) -> None:
+        """Raise SurgeryError for layers that this method cannot prune, before any training."""
+        return None
+
     def layers(
         self,
         model: nn.Module,

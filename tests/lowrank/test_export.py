@@ -164,7 +164,7 @@ def test_sliced_layers_come_back_with_their_indices(sliced):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"form": "diced"}, r"must have a form, one of \['low-rank', 'sliced'\]"),
+        ({"form": "diced"}, r"must have a form, one of \['low-rank', 'narrow', 'sliced'\]"),
         ({"form": "low-rank"}, r"must have .*'rank'"),
         ({"num_out": 0}, "num_out >= 1 must hold"),
         ({"num_out": 11}, r"missing: 0\.kept_out"),
@@ -421,7 +421,7 @@ def test_a_manifest_entry_of_the_wrong_type_is_named(saved, key):
         (lambda m: m["layers"].update({"1": m["layers"]["2"]}), "layer '1' .* does not exist"),
         (lambda m: m["aliases"].update({"a": "b"}), "alias 'a' of a missing tensor 'b'"),
         (lambda m: m["aliases"].update({"a": "0.bias"}), "unexpected: a"),
-        (lambda m: m.update(schema_version=3), "schema version 2 is read here, got 3"),
+        (lambda m: m.update(schema_version=4), "schema version 3 is read here, got 4"),
     ],
 )
 def test_a_manifest_with_a_wrong_entry_is_refused(saved, change, message):
