@@ -107,7 +107,7 @@ class TestEveryKind:
         else:
             (error,) = found
             assert error["loc"] == ("budget",)
-            has_budgets = kind in ("agp", "np-l0")
+            has_budgets = kind in ("agp", "np-l0", "heads-ffn")
             message = "needs a kind that prunes ranks" if has_budgets else "is not a field of kind"
             assert message in error["msg"]
 
