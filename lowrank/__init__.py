@@ -7,9 +7,10 @@ See `lowrank.pruner` for the loop, docs/method.md for the method.
 
 from lowrank.currency import Currency, Macs
 from lowrank.density import LayerShape, expected_density, realized_density
+from lowrank.embedding import GatedEmbedding, LowRankEmbedding, LowRankHead
 from lowrank.errors import DensityError, ExportError, LowRankError, SurgeryError
 from lowrank.export import load, save
-from lowrank.factorize import Factorization, factorize
+from lowrank.factorize import Factorization, factorize, factorize_rows
 from lowrank.gate import GateConfig, HardConcreteGate
 from lowrank.lagrangian import AugmentedLagrangian
 from lowrank.linear import GatedLinear, LowRankLinear
@@ -44,12 +45,15 @@ __all__ = [
     "FlopAgp",
     "FlopL0",
     "GateConfig",
+    "GatedEmbedding",
     "GatedLinear",
     "HardConcreteGate",
     "HeadsFfn",
     "InputMoments",
     "LayerShape",
+    "LowRankEmbedding",
     "LowRankError",
+    "LowRankHead",
     "LowRankLinear",
     "Macs",
     "Method",
@@ -64,6 +68,7 @@ __all__ = [
     "collect_moments",
     "expected_density",
     "factorize",
+    "factorize_rows",
     "find_layers",
     "load",
     "project",

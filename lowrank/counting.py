@@ -10,8 +10,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank.linear import LowRankLinear
-
 
 def num_parameters(model: nn.Module) -> int:
     """Distinct parameters: tied ones count once."""
@@ -19,7 +17,8 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def num_matrix_parameters(model: nn.Module, names: list[str], nonzero: bool = False) -> int:
-    """Weights (without biases) stored for the named layers, dense, low-rank or sliced.
+    """Weights (without biases) stored for the named layers, dense, low-rank or sliced; those that
+    a tied output projection shares with its embedding count once, under the embedding's name.
 
     Args:
         model: Compacted.
@@ -29,12 +28,7 @@ def num_matrix_parameters(model: nn.Module, names: list[str], nonzero: bool = Fa
     """
     total = 0
     for name in names:
-        module = model.get_submodule(name)
-        if isinstance(module, LowRankLinear):
-            weights = [module.down.weight, module.up.weight]
-        else:
-            assert isinstance(module.weight, torch.Tensor)
-            weights = [module.weight]
+        weights = [p for p in model.get_submodule(name).parameters() if p.ndim > 1]
         total += sum(int(w.count_nonzero()) if nonzero else w.numel() for w in weights)
     return total
 
@@ -43,7 +37,8 @@ def macs_per_token(model: nn.Module, inputs: Mapping[str, Any], num_tokens: int)
     """Multiply-accumulates of one forward pass per token, attention products included.
 
     Counted by torch's FlopCounterMode (two FLOPs are one multiply-accumulate) on the shapes that
-    the pass really has; embedding look-ups are free.
+    the pass really has; look-ups in a dense embedding are free, those in a factorized one cost
+    the product with the second factor.
 
     Args:
         model: Called as `model(**inputs)` in evaluation mode.

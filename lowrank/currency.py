@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.density import Cost, LayerShape
+from lowrank.density import Cost, LayerShape, capped_charge
 from lowrank.errors import LowRankError
 from lowrank.probe import evaluating, watching
 
@@ -48,6 +48,43 @@ class ScaledCost:
 
     def charge(self, kept: Tensor) -> Tensor:
         return self.base.charge(kept) * self.factor
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingMacs:
+    """Multiply-accumulates per token of an embedding tied to an output projection.
+
+    Dense, a look-up is free and a position of the output costs V d. With r components a look-up
+    costs r d and a position of the output r (V + d).
+    """
+
+    shape: LayerShape
+    lookups: float
+    """Per token of the input."""
+    positions: float
+    """Of the output projection, per token of the input; > 0."""
+
+    @property
+    def num_units(self) -> int:
+        return self.shape.num_units
+
+    @property
+    def unit_cost(self) -> float:
+        output = self.positions * self.shape.num_per_component
+        return output + self.lookups * self.shape.in_features
+
+    @property
+    def dense_cost(self) -> float:
+        return self.positions * self.shape.num_dense
+
+    def cost(self, kept: int) -> float:
+        return self.expected(kept)
+
+    def expected(self, kept: float) -> float:
+        return min(self.dense_cost, kept * self.unit_cost)
+
+    def charge(self, kept: Tensor) -> Tensor:
+        return capped_charge(self, kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +158,33 @@ class Macs(Currency):
     """Multiply-accumulates per token.
 
     Args:
-        positions: Rows that each layer multiplies per token of the input (`positions_per_token`).
+        positions: Rows that each layer multiplies per token of the input (`positions_per_token`);
+            for a tied embedding those of its output projection.
+        lookups: Look-ups in each embedding per token of the input.
     """
 
     name = "macs"
 
-    def __init__(self, positions: Mapping[str, float]) -> None:
-        self.positions = dict(positions)
+    def __init__(
+        self, positions: Mapping[str, float], lookups: Mapping[str, float] | None = None
+    ) -> None:
+        self.positions, self.lookups = dict(positions), dict(lookups or {})
 
     def cost(self, layer: str, base: Cost) -> Cost:
-        return ScaledCost(base, self.positions[layer])
+        """As of the base class.
+
+        Raises:
+            LowRankError: The layer is an embedding that nothing multiplies in: pruning it costs
+                multiply-accumulates, for a dense look-up takes none.
+        """
+        if layer not in self.lookups:
+            return ScaledCost(base, self.positions[layer])
+        if not self.positions.get(layer) or not isinstance(base, LayerShape):
+            raise LowRankError(
+                f"{layer!r}: a budget in multiply-accumulates cannot prune an embedding without an "
+                "output projection tied to it, whose dense look-up takes none"
+            )
+        return EmbeddingMacs(base, self.lookups[layer], self.positions[layer])
 
 
 class Latency(Currency):
@@ -150,11 +204,12 @@ class Latency(Currency):
 def positions_per_token(
     model: nn.Module, layers: Mapping[str, nn.Module], inputs: Mapping[str, Any], num_tokens: int
 ) -> dict[str, float]:
-    """Rows that each layer multiplies in one pass, per token of the input; uses add up.
+    """Rows that each layer multiplies, or looks up, in one pass, per token of the input; uses add
+    up.
 
     Args:
         model: Called as `model(**inputs)` in evaluation mode.
-        layers: Matrix layers of the model.
+        layers: Matrix layers or embeddings of the model.
         inputs: One batch.
         num_tokens: Tokens in that batch.
 
@@ -164,7 +219,8 @@ def positions_per_token(
     rows = dict.fromkeys(layers, 0)
 
     def count(name: str, x: Tensor) -> None:
-        rows[name] += x.numel() // x.shape[-1]
+        looked_up = isinstance(layers[name], nn.Embedding)
+        rows[name] += x.numel() if looked_up else x.numel() // x.shape[-1]
 
     with evaluating(model), torch.no_grad(), watching(layers, count):
         model(**inputs)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lowrank.errors import ExportError, SurgeryError
-from lowrank.linear import LowRankLinear, PrunedLayer, is_matrix_layer, layer_shape
-from lowrank.narrow import NarrowLinear, set_head_counts
+from lowrank.errors import ExportError
+from lowrank.forms import check_layer, described_layers, restructured
+from lowrank.pruned import PrunedLayer
 from lowrank.sliced import SlicedLinear
-from lowrank.surgery import replace_layers
 
 SCHEMA_VERSION = 3
-"""1 had low-rank layers only, without a form; 2 had no narrow ones. Both are still read."""
+"""1 had low-rank layers only, without a form; 2 had neither embeddings nor narrow layers. Both are
+still read."""
 WEIGHTS = "model.safetensors"
 MANIFEST = "lowrank.json"
 MANIFEST_TYPES = {
@@ -36,17 +35,6 @@ MANIFEST_TYPES = {
     "aliases": dict,
     "tensors": dict,
     "metadata": dict,
-}
-LAYER_SIZES = {
-    "low-rank": ("rank",),
-    "sliced": ("num_in", "num_out"),
-    "narrow": ("num_in", "num_out"),
-}
-"""What besides width and bias tells how big a layer of each form is."""
-FORMS: dict[str, Callable[..., nn.Module]] = {
-    "low-rank": LowRankLinear,
-    "sliced": SlicedLinear,
-    "narrow": NarrowLinear,
 }
 
 
@@ -78,7 +66,7 @@ def save(model: nn.Module, folder: Path | str, metadata: dict[str, Any] | None =
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "weights_sha256": sha256_of(folder / WEIGHTS),
-        "layers": _small_layers(model),
+        "layers": described_layers(model),
         "aliases": aliases,
         "tensors": {
             k: [str(v.dtype).removeprefix("torch."), list(v.shape)] for k, v in tensors.items()
@@ -108,7 +96,7 @@ def load(model: nn.Module, folder: Path | str) -> nn.Module:
     folder = Path(folder)
     manifest = read_manifest(folder)
     tensors = _read_tensors(folder, manifest)
-    model = _restructure(model, manifest["layers"])
+    model = restructured(model, manifest["layers"])
     for alias, name in manifest["aliases"].items():
         if name not in tensors:
             raise ExportError(f"{folder / MANIFEST}: alias {alias!r} of a missing tensor {name!r}")
@@ -134,10 +122,11 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
         raise ExportError(f"{path}: no such file; not a finished lowrank export") from None
     except (ValueError, OSError) as error:
         raise ExportError(f"{path}: cannot be read as JSON: {error}") from error
-    if isinstance(manifest, dict) and manifest.get("schema_version") == 1:
-        manifest = _from_version_1(manifest)
-    if isinstance(manifest, dict) and manifest.get("schema_version") == 2:
-        manifest["schema_version"] = SCHEMA_VERSION  # the same, with fewer forms
+    if isinstance(manifest, dict):
+        if manifest.get("schema_version") == 1:
+            manifest = _from_version_1(manifest)
+        if manifest.get("schema_version") == 2:
+            manifest |= {"schema_version": SCHEMA_VERSION}  # 3 only has more forms
     if not isinstance(manifest, dict) or not MANIFEST_TYPES.keys() <= manifest.keys():
         raise ExportError(f"{path}: a manifest has the keys {sorted(MANIFEST_TYPES)}")
     for key, wanted in MANIFEST_TYPES.items():
@@ -149,7 +138,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
             f"got {manifest['schema_version']}"
         )
     for name, layer in manifest["layers"].items():
-        _check_layer(f"{path}: layer {name!r}", layer)
+        check_layer(f"{path}: layer {name!r}", layer)
     return manifest
 
 
@@ -160,19 +149,7 @@ def _from_version_1(manifest: dict[str, Any]) -> dict[str, Any]:
             name: {"form": "low-rank", **layer} if isinstance(layer, dict) else layer
             for name, layer in layers.items()
         }
-    return manifest | {"schema_version": SCHEMA_VERSION, "layers": layers}
-
-
-def _check_layer(place: str, layer: Any) -> None:
-    if not isinstance(layer, dict) or layer.get("form") not in LAYER_SIZES:
-        raise ExportError(f"{place}: must have a form, one of {sorted(LAYER_SIZES)}")
-    sizes = LAYER_SIZES[layer["form"]]
-    if not layer.keys() >= {"in_features", "out_features", "bias", *sizes}:
-        wanted = sorted({"in_features", "out_features", "bias", *sizes})
-        raise ExportError(f"{place} must have {wanted}")
-    for size in sizes:
-        if not isinstance(layer[size], int) or layer[size] < 1:
-            raise ExportError(f"{place}: {size} >= 1 must hold")
+    return manifest | {"schema_version": 2, "layers": layers}
 
 
 def num_stored_parameters(folder: Path | str) -> int:
@@ -208,30 +185,6 @@ def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, st
     return tensors, aliases
 
 
-def _small_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    bias: Tensor | None
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, LowRankLinear):
-            form: dict[str, Any] = {"form": "low-rank", "rank": module.rank}
-            bias = module.up.bias
-        elif isinstance(module, SlicedLinear):
-            form = {"form": "sliced", "num_in": module.num_in, "num_out": module.num_out}
-            bias = module.bias
-        elif isinstance(module, NarrowLinear):
-            form = {"form": "narrow", "num_in": module.in_features, "num_out": module.out_features}
-            bias = module.bias
-        else:
-            continue
-        narrow = isinstance(module, NarrowLinear)
-        width = {
-            "in_features": module.full_in if narrow else module.in_features,
-            "out_features": module.full_out if narrow else module.out_features,
-        }
-        found[name] = form | width | {"bias": bias is not None}
-    return found
-
-
 def _read_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     if not path.is_file():
@@ -260,32 +213,6 @@ def _read_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
             f"{path}: SHA-256 is {actual}, the manifest says {manifest['weights_sha256']}"
         )
     return tensors
-
-
-def _restructure(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Module:
-    """Swap the named dense layers for empty small ones."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    made: dict[int, nn.Module] = {}
-    for name, layer in layers.items():
-        module = modules.get(name)
-        if module is None or not is_matrix_layer(module):
-            raise ExportError(f"layer {name!r} of the export does not exist in this model")
-        shape = layer_shape(module)
-        wanted = (layer["in_features"], layer["out_features"])
-        if (shape.in_features, shape.out_features) != wanted:
-            raise ExportError(
-                f"layer {name!r}: {wanted} features in the export, "
-                f"{(shape.in_features, shape.out_features)} in this model"
-            )
-        if id(module) not in made:
-            sizes = {key: layer[key] for key in LAYER_SIZES[layer["form"]]}
-            made[id(module)] = FORMS[layer["form"]](*wanted, bias=layer["bias"], **sizes)
-    model = replace_layers(model, lambda _, module: made.get(id(module)))
-    try:
-        set_head_counts(model)
-    except SurgeryError as error:
-        raise ExportError(f"the export does not fit this model; {error}") from error
-    return model
 
 
 def _check_keys(model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -18,6 +18,10 @@ IMPROPER = 1e-3
 """How far, relative to its largest entry, a second moment may be from one: float32 sums and
 half-precision storage stay below it, another matrix passed by mistake seldom does."""
 
+SMOOTHING = 1.0
+"""Added to the count of every row (Laplace's rule): a row that was never seen weighs as one seen
+once, so that it is still represented and no weight is 0."""
+
 
 @dataclass(frozen=True, slots=True)
 class Factorization:
@@ -106,6 +110,55 @@ def factorize(
         up=(left[:, :rank] * root).to(weight.dtype).contiguous(),
         nmse=float(lost / total) if total > 0 else 0.0,
         energy=energy[:rank].clone(),
+    )
+
+
+def factorize_rows(
+    weight: Tensor,
+    counts: Tensor,
+    rank: int | None = None,
+    *,
+    second_moment: Tensor | None = None,
+    damping: float = 1e-4,
+) -> Factorization:
+    """The product of a given rank that is closest to a matrix whose rows matter unequally.
+
+    Least sum over v of f_v (w_v - p_v Q) G (w_v - p_v Q)ᵀ, f the rows' shares of the counts: for an
+    embedding the expected squared error of a token's vector, and with G the second moment of what
+    enters a tied output projection that of a token's logit. Rows weighted by √f_v make it the
+    problem of `factorize`, whose solution's rows are divided by √f_v again; G is not inverted, and
+    no f_v is 0, for `SMOOTHING` is added to every count.
+
+    Args:
+        weight: W, [rows, columns], finite.
+        counts: How often each row is used, >= 0, [rows].
+        rank: As in `factorize`.
+        second_moment: G, [columns, columns]; the identity by default.
+        damping: As in `factorize`.
+
+    Returns:
+        Balanced factors in the dtype and on the device of `weight`; `nmse` and `energy` are of the
+        weighted error, and the columns of `up` are orthogonal under the weights.
+
+    Raises:
+        LowRankError: As `factorize`; or the counts have another shape, are negative or not finite.
+    """
+    if counts.shape != weight.shape[:1]:
+        raise LowRankError(f"one count per row is needed, {len(weight)}, got {list(counts.shape)}")
+    number = counts.detach().to(weight.device, torch.float64)
+    if not (torch.isfinite(number).all() and number.min() >= 0):
+        raise LowRankError("counts >= 0 must hold and be finite")
+    root = ((number + SMOOTHING) / (number + SMOOTHING).sum()).sqrt()[:, None]
+    weighted = weight.detach().to(torch.float64) * root
+    found = factorize(weighted, rank, second_moment=second_moment, damping=damping)
+    up, down = found.up / root, found.down
+    sizes = up.norm(dim=0), down.norm(dim=1)
+    scale = torch.where(sizes[0] * sizes[1] > 0, (sizes[1] / sizes[0]).sqrt(), 1.0)
+    return Factorization(
+        down=(down / scale[:, None]).to(weight.dtype).contiguous(),
+        up=(up * scale).to(weight.dtype).contiguous(),
+        nmse=found.nmse,
+        energy=found.energy,
     )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from lowrank.errors import ExportError
 from lowrank.export import load, read_manifest, save
+from lowrank.linear import LowRankLinear
 from lowrank.models import register
 
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSequenceClassification")
@@ -69,6 +70,34 @@ def load_tokenizer(folder: Path | str) -> Any:
     import transformers
 
     return transformers.AutoTokenizer.from_pretrained(Path(folder))
+
+
+def resize_token_embeddings(model: Any, num_tokens: int, **options: Any) -> nn.Module:
+    """Change the vocabulary of a compacted model; new tokens are new rows of the first factor.
+
+    `model.resize_token_embeddings` does it where the output projection is dense, or tied to the
+    embedding. An output projection that was factorized on its own has two matrices, of which
+    transformers is shown the one with a row per token.
+
+    Args:
+        model: A transformers model.
+        num_tokens: Of the new vocabulary.
+        options: As of transformers' method.
+
+    Returns:
+        The input embedding.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, LowRankLinear):
+        return model.resize_token_embeddings(num_tokens, **options)
+    model.set_output_embeddings(head.up)
+    try:
+        embedding = model.resize_token_embeddings(num_tokens, **options)
+        head.up = model.get_output_embeddings()
+        head.out_features = head.up.out_features
+    finally:
+        model.set_output_embeddings(head)
+    return embedding
 
 
 def _check_auto_class(auto_class: object) -> None:

@@ -6,7 +6,6 @@ round on the way in and on the way out, and nowhere else.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from lowrank.density import LayerShape
 from lowrank.factorize import Factorization, bias_shift, factorize
 from lowrank.gate import Gate
+from lowrank.pruned import GatedFactors, PrunedLayer
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -59,26 +59,20 @@ class LowRankLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, rank={self.rank}"
 
 
-class PrunedLayer(nn.Module):
-    """A layer whose units are being pruned: what stands for a dense layer until `compact`."""
+class PrunedLinear(PrunedLayer):
+    """What stands for a linear layer while it is pruned.
 
-    shape: LayerShape
+    Args:
+        dense: The linear layer.
+    """
+
     bias: nn.Parameter | None
 
     def __init__(self, dense: nn.Module) -> None:
-        super().__init__()
-        self.shape = layer_shape(dense)
+        super().__init__(layer_shape(dense))
         self._dense_class = type(dense)
         bias = dense.bias
         self.bias = bias if isinstance(bias, nn.Parameter) else None
-
-    @abstractmethod
-    def compact(self, keep: Tensor) -> nn.Module:
-        """The plain layer with the kept units.
-
-        Args:
-            keep: Mask of units, bool [num_units], at least one set.
-        """
 
     def to_dense(self, weight: Tensor) -> nn.Module:
         """A layer of the original class with this weight, [out_features, in_features]."""
@@ -103,7 +97,7 @@ class PrunedLayer(nn.Module):
         return dense.train(self.training)
 
 
-class GatedLinear(PrunedLayer):
+class GatedLinear(PrunedLinear, GatedFactors):
     """y = P diag(z) Q x + b (Wang et al. 2020, arXiv 1910.04732, eq. 4).
 
     P is divided by the gates' value at insertion, so that in evaluation mode the new layer
@@ -118,8 +112,6 @@ class GatedLinear(PrunedLayer):
     """
 
     mean: Tensor | None
-    energy: Tensor
-    """Mean squared output of each component at the start, [num_components] float64."""
 
     def __init__(
         self,
@@ -146,10 +138,6 @@ class GatedLinear(PrunedLayer):
             self.bias = nn.Parameter(shifted, self.bias.requires_grad)
         self.train(dense.training)
 
-    @property
-    def num_components(self) -> int:
-        return len(self.down)
-
     def forward(self, x: Tensor) -> Tensor:
         """[*batch, in_features] -> [*batch, out_features]."""
         hidden = F.linear(x, self.down)
@@ -168,7 +156,7 @@ class GatedLinear(PrunedLayer):
             removed = up[:, ~keep] @ down[~keep]
             up, down = up[:, keep], down[keep]
             small: nn.Module
-            if int(keep.sum()) > self.shape.break_even_rank:
+            if int(keep.sum()) >= self.dense_from:
                 small = self.to_dense(up @ down)
             else:
                 small = self._to_low_rank(up, down)

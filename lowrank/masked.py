@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from lowrank.density import LinearCost
 from lowrank.errors import LowRankError
-from lowrank.linear import PrunedLayer, dense_weight
+from lowrank.linear import PrunedLinear, dense_weight
 from lowrank.sliced import sliced
 
 Granularity = Literal["weight", "block", "row", "column"]
 
 
-class MaskedLinear(PrunedLayer):
+class MaskedLinear(PrunedLinear):
     """y = (W * mask) x + b; the mask is set from outside, by a schedule.
 
     Args:

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.currency import Currency
-from lowrank.density import LayerShape
+from lowrank.density import Cost, LayerShape, LinearCost
 from lowrank.errors import LowRankError
-from lowrank.linear import PrunedLayer, layer_shape
 from lowrank.methods.base import Method
 from lowrank.moments import InputMoments
 from lowrank.projection import Projection, floor_units
-from lowrank.surgery import find_layers, replace_layers
+from lowrank.prunable import Prunable, PrunableEmbedding, PrunableLinear
+from lowrank.pruned import PrunedLayer
+from lowrank.surgery import Match, find_layers, replace_layers
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,12 @@ class Pruner:
         method: Target and rates.
         include: Patterns of the layers to prune (see `find_layers`).
         exclude: Patterns that win over `include`.
+        embeddings: Whether `include` selects embeddings too.
         seed: Of everything the method draws.
-        moments: Inputs' moments of each layer, for methods that start from them.
+        moments: Inputs' moments of each layer, for methods that start from them; of an embedding
+            those of its head's.
+        counts: How often each token occurs in the training data, [num_embeddings] per embedding,
+            for the same methods; all alike by default.
         currency: What the budget is counted in; parameters by default.
 
     Raises:
@@ -57,23 +62,29 @@ class Pruner:
         method: Method,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
+        *,
+        embeddings: bool = False,
         seed: int = 0,
         moments: Mapping[str, InputMoments] | None = None,
+        counts: Mapping[str, Tensor] | None = None,
         currency: Currency | None = None,
     ) -> None:
         self.method, self.seed = method, seed
         currency = currency or Currency()
-        match = find_layers(model, include, exclude)
-        self.shapes: dict[str, LayerShape] = {
-            name: layer_shape(layer) for name, layer in match.layers.items()
-        }
-        self.layers: dict[str, PrunedLayer] = method.layers(model, match.layers, moments or {})
+        match = find_layers(model, include, exclude, embeddings)
+        dense = _prunables(match, moments or {}, counts or {})
+        self.shapes: dict[str, LayerShape] = {name: each.shape for name, each in dense.items()}
+        self.layers: dict[str, PrunedLayer] = method.layers(model, dense)
         self.control = method.control(self.layers, currency)
         # before any training: a target that no projection can meet is known already
         floor_units(self.control.costs, method.density, self.control.floors)
+        for name, layer in self.layers.items():
+            layer.dense_from = _dense_from(self.control.costs[name])
         # last, so that a refusal leaves the model as it was
-        by_identity = {id(match.layers[name]): layer for name, layer in self.layers.items()}
-        self.model = replace_layers(model, lambda _, module: by_identity.get(id(module)))
+        new: dict[int, nn.Module] = {}
+        for name, layer in self.layers.items():
+            new |= zip(map(id, dense[name].modules), layer.stand_ins, strict=True)
+        self.model = replace_layers(model, lambda _, module: new.get(id(module)))
         self._begin_step()
         logger.info("%d layers, %d parameters to prune", len(self.layers), self.num_dense)
 
@@ -169,6 +180,27 @@ class Pruner:
         # the CPU generator gives the same stream on every machine, a CUDA one does not
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         self.control.begin_step(generator)
+
+
+def _prunables(
+    match: Match, moments: Mapping[str, InputMoments], counts: Mapping[str, Tensor]
+) -> dict[str, Prunable]:
+    found: dict[str, Prunable] = {}
+    for name, layer in match.layers.items():
+        if name in match.heads:
+            assert isinstance(layer, nn.Embedding)
+            heads = match.heads[name]
+            found[name] = PrunableEmbedding(layer, heads, counts.get(name), moments.get(name))
+        else:
+            found[name] = PrunableLinear(layer, moments.get(name))
+    return found
+
+
+def _dense_from(cost: Cost) -> int:
+    """Least number of kept units that is charged as the dense matrix, and then stored as it."""
+    if isinstance(cost, LinearCost):
+        return cost.num_units
+    return next(k for k in range(cost.num_units + 1) if cost.cost(k) >= cost.dense_cost)
 
 
 def _device(layer: nn.Module) -> torch.device:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowrank.gate import Gate
-from lowrank.linear import PrunedLayer, dense_weight
+from lowrank.linear import PrunedLinear, dense_weight
 
 
 class SlicedLinear(nn.Module):
@@ -78,7 +78,7 @@ class SlicedLinear(nn.Module):
         )
 
 
-def sliced(layer: PrunedLayer, weight: Tensor, keep_in: Tensor, keep_out: Tensor) -> nn.Module:
+def sliced(layer: PrunedLinear, weight: Tensor, keep_in: Tensor, keep_out: Tensor) -> nn.Module:
     """The `SlicedLinear` for masks of kept features, or a dense layer where all are kept.
 
     Args:
@@ -110,7 +110,7 @@ def sliced(layer: PrunedLayer, weight: Tensor, keep_in: Tensor, keep_out: Tensor
     return small.train(layer.training)
 
 
-class GatedInputLinear(PrunedLayer):
+class GatedInputLinear(PrunedLinear):
     """y = W diag(z) x + b: input-feature ("neuron") pruning, NP-L0 of Wang et al. 2020
     (arXiv 1910.04732, section 4.2).
 

@@ -2,18 +2,20 @@
 
 Handles nested and shared modules (one layer under several names stays one layer) and the module
 itself being the layer. A matrix whose parameter another module uses too, such as an output
-projection tied to the embedding, is not touched: factorizing it would untie them in silence.
+projection tied to the embedding, is not touched: factorizing it would untie them in silence. Unless
+embeddings are asked for: then the embedding and what is tied to it are one layer.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from torch import nn
 
+from lowrank.embedding import is_embedding
 from lowrank.errors import SurgeryError
 from lowrank.linear import is_matrix_layer
 
@@ -28,37 +30,71 @@ class Match:
     """First name of each layer -> the layer, in module order. The root's name is ''."""
     tied: list[str]
     """Selected by name, left alone because their weight is shared."""
+    heads: dict[str, list[nn.Module]] = field(default_factory=dict)
+    """For every selected embedding the output projections that are tied to it, often none."""
+
+    @property
+    def multiplying(self) -> dict[str, nn.Module]:
+        """Per layer the module that rows are multiplied in, which for an embedding is its head; an
+        embedding without one is not among them."""
+        found: dict[str, nn.Module] = {}
+        for name, module in self.layers.items():
+            for used in self.heads.get(name, [module])[:1]:
+                found[name] = used
+        return found
+
+    @property
+    def embeddings(self) -> dict[str, nn.Module]:
+        """Those of the layers that are looked up."""
+        return {name: self.layers[name] for name in self.heads}
 
 
 def find_layers(
-    model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+    model: nn.Module,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    embeddings: bool = False,
 ) -> Match:
     """Select matrix layers (nn.Linear, transformers' Conv1D) by shell patterns on their names.
+
+    An embedding is selected by its own name, whatever its head is called: the two are one layer.
 
     Args:
         model: Any module.
         include: Patterns such as `encoder.*`, matched against the whole qualified name; a name
             is also tried with its aliases where modules are shared.
         exclude: Patterns that win over `include`.
+        embeddings: Select embeddings too. Of a model that says what its input embedding is (all of
+            transformers do) only that one: tables of positions and token types are about 1 % of
+            it. An embedding that shares its weight with anything but nn.Linear layers is left
+            alone.
 
     Raises:
-        SurgeryError: A pattern of `include` matches no layer, or nothing is left after `exclude`.
-            The message lists what could have matched.
+        SurgeryError: A pattern of `include` matches no layer, or nothing is left after `exclude`,
+            or no embedding although they are asked for. The message lists what could have matched.
     """
-    candidates = _matrix_layers(model)
+    heads = _embeddings(model) if embeddings else {}
+    candidates = _candidates(model, heads)
     for pattern in include:
         if not any(_matches(names, [pattern]) for names, _ in candidates.values()):
             raise SurgeryError(f"pattern {pattern!r} matches no layer; {_choices(candidates)}")
-    shared = _shared_parameters(model)
+    users = _users(model)
     layers: dict[str, nn.Module] = {}
-    tied: list[str] = []
-    for names, module in candidates.values():
+    tied: dict[str, nn.Module] = {}
+    for key, (names, module) in candidates.items():
         if not _matches(names, include) or _matches(names, exclude):
             continue
-        if id(module.weight) in shared:
-            tied.append(names[0])
-        else:
-            layers[names[0]] = module
+        alone = key in heads or len(users[id(module.weight)]) == 1
+        (layers if alone else tied)[names[0]] = module
+    selected = {name: heads[id(module)] for name, module in layers.items() if id(module) in heads}
+    if embeddings and not selected:
+        names = [candidates[key][0][0] for key in heads]
+        raise SurgeryError(
+            f"embeddings are asked for, but include {list(include)} and exclude {list(exclude)} "
+            f"leave none; embeddings that can be matched: {', '.join(names) or 'none'}"
+        )
+    with_embedding = {id(head) for group in selected.values() for head in group}
+    tied = {name: module for name, module in tied.items() if id(module) not in with_embedding}
     if tied:
         logger.warning("left alone, their weight is tied to another module: %s", ", ".join(tied))
     if not layers:
@@ -66,7 +102,7 @@ def find_layers(
             f"include {list(include)} and exclude {list(exclude)} leave no layer; "
             + _choices(candidates)
         )
-    return Match(layers, tied)
+    return Match(layers, list(tied), selected)
 
 
 def replace_layers(
@@ -99,26 +135,52 @@ def replace_layers(
     return visit("", model)
 
 
-def _matrix_layers(model: nn.Module) -> dict[int, tuple[list[str], nn.Module]]:
+def _candidates(
+    model: nn.Module, embeddings: Mapping[int, object]
+) -> dict[int, tuple[list[str], nn.Module]]:
+    """Names and module of every layer that patterns may select, by identity, in module order."""
     found: dict[int, tuple[list[str], nn.Module]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if is_matrix_layer(module):
+        if is_matrix_layer(module) or id(module) in embeddings:
             found.setdefault(id(module), ([], module))[0].append(name)
     return found
+
+
+def _embeddings(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """Identities of the embeddings that can be factorized, and the heads tied to each."""
+    known = _input_embedding(model)
+    users = _users(model)
+    found = {}
+    for module in model.modules():
+        if not is_embedding(module) or (known is not None and module is not known):
+            continue
+        heads = [user for user in users[id(module.weight)] if user is not module]
+        if all(type(head) is nn.Linear for head in heads):
+            found[id(module)] = heads
+    return found
+
+
+def _input_embedding(model: nn.Module) -> nn.Module | None:
+    get = getattr(model, "get_input_embeddings", None)
+    try:
+        known = None if get is None else get()
+    except NotImplementedError:  # what transformers raises for models that it cannot see through
+        return None
+    return known if isinstance(known, nn.Module) else None
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-def _shared_parameters(model: nn.Module) -> set[int]:
-    """Identities of parameters that more than one module holds."""
-    owners: dict[int, set[int]] = {}
+def _users(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """From the identity of a parameter to all modules that hold it."""
+    found: dict[int, dict[int, nn.Module]] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
             if parameter is not None:
-                owners.setdefault(id(parameter), set()).add(id(module))
-    return {parameter for parameter, modules in owners.items() if len(modules) > 1}
+                found.setdefault(id(parameter), {})[id(module)] = module
+    return {parameter: list(modules.values()) for parameter, modules in found.items()}
 
 
 def _choices(candidates: dict[int, tuple[list[str], nn.Module]], most: int = 40) -> str:

@@ -149,7 +149,7 @@ class Campaign:
         model = build_model(task, data, self.spec.seed)
         method = self.spec.method_of(task)
         try:
-            match = find_layers(model, method.include, method.exclude)
+            match = find_layers(model, method.include, method.exclude, method.embeddings)
             for compared in self.spec.search.methods.values() or [ComparedMethod()]:
                 check_layers(self.spec.method_of(task, compared.changes), model, match.layers)
         except LowRankError as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lowrank.density import LayerShape
 from lowrank.hf import load_pretrained
+from lowrank.linear import layer_shape
 from lowrank.moments import InputMoments, collect_moments
 from lowrank.projection import Projection
 from lowrank.pruner import Pruner
@@ -89,19 +91,30 @@ def make_distillation(job: Job, workers: Workers) -> Distillation | None:
 def _make_pruner(job: Job, model: nn.Module, task: TrainingTask, workers: Workers) -> Pruner:
     spec = job.method_spec
     method = make_method(spec)
-    layers = find_layers(model, spec.include, spec.exclude).layers
-    moments = None
+    match = find_layers(model, spec.include, spec.exclude, spec.embeddings)
+    moments, counts = None, None
     if method.needs_moments:
-        moments = _moments(model, layers, task, workers, spec.calibration_batches)
+        moments = _moments(model, match.multiplying, task, workers, spec.calibration_batches)
+        counts = {name: _counts(task, table) for name, table in match.embeddings.items()}
     return Pruner(
         model,
         method,
         spec.include,
         spec.exclude,
+        embeddings=spec.embeddings,
         seed=job.seed,
         moments=moments,
-        currency=make_currency(spec.budget, model, layers, task, workers),
+        counts=counts,
+        currency=make_currency(spec.budget, model, match, task, workers),
     )
+
+
+def _counts(task: TrainingTask, table: nn.Module) -> Tensor:
+    """How often each token occurs in the training data; a table may have rows that no token has."""
+    counts = torch.zeros(layer_shape(table).out_features, dtype=torch.float64)
+    found = torch.from_numpy(task.data.token_counts("train"))
+    counts[: len(found)] = found
+    return counts
 
 
 def _moments(
@@ -165,7 +178,7 @@ def _project(
 
 def _ranks(pruner: Pruner, projection: Projection) -> dict[str, dict[str, int]]:
     """Per layer of a factorized model; empty for methods that prune other units."""
-    shapes = pruner.control.shapes
+    shapes, costs = pruner.control.shapes, pruner.control.costs
     if any(not isinstance(pruner.method.cost(shape), LayerShape) for shape in shapes.values()):
         return {}
     return {
@@ -174,7 +187,7 @@ def _ranks(pruner: Pruner, projection: Projection) -> dict[str, dict[str, int]]:
             "full_rank": shapes[name].full_rank,
             "in_features": shapes[name].in_features,
             "out_features": shapes[name].out_features,
-            "dense": int(rank > shapes[name].break_even_rank),
+            "dense": int(costs[name].cost(rank) >= costs[name].dense_cost),
         }
         for name, rank in projection.ranks.items()
     }

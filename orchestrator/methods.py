@@ -21,6 +21,7 @@ from lowrank.methods import (
     NeuronL0,
     Start,
 )
+from lowrank.surgery import Match
 from orchestrator.spec_method import MethodSpec
 from orchestrator.tasks import TrainingTask
 from orchestrator.workers import Workers
@@ -147,17 +148,17 @@ def _given(**fields: Any) -> dict[str, Any]:
 def make_currency(
     budget: str,
     model: nn.Module,
-    layers: Mapping[str, nn.Module],
+    match: Match,
     task: TrainingTask,
     workers: Workers,
 ) -> Currency:
-    """What the budget is counted in, for this model on this task's inputs."""
+    """What the budget is counted in, for these layers of a model on this task's inputs."""
     if budget == "parameters":
         return Currency()
     inputs = {k: v.to(workers.device) for k, v in task.example_inputs(1, CURRENCY_LENGTH).items()}
     tokens = inputs["input_ids"].numel()
-    positions = positions_per_token(model, layers, inputs, tokens)
+    positions = positions_per_token(model, match.multiplying, inputs, tokens)
     if budget == "macs":
-        return Macs(positions)
+        return Macs(positions, positions_per_token(model, match.embeddings, inputs, tokens))
     # one table for all: each worker's own would let their ranks drift apart
-    return Latency(workers.gather(latency_tables(layers, positions, tokens))[0])
+    return Latency(workers.gather(latency_tables(match.layers, positions, tokens))[0])

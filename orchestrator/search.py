@@ -144,6 +144,8 @@ def dense_key(spec: CampaignSpec, task: AnyTask, data_hash: str) -> str:
             method.include,
             method.exclude,
             method.max_grad_norm,
+            # only if used: dense references without it keep their keys
+            *(["embeddings"] if method.embeddings else []),
         ]
     )
 

@@ -17,7 +17,12 @@ INNER_NAMES = ("n_inner", "intermediate_size", "hidden_dim", "ffn_dim", "ffn_hid
 
 
 def narrower_config(
-    config: Any, auto: Any, density: float, include: Sequence[str], exclude: Sequence[str]
+    config: Any,
+    auto: Any,
+    density: float,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    embeddings: bool = False,
 ) -> Any:
     """A config of the same family and depth whose matrices hold a fraction of the parameters.
 
@@ -30,6 +35,7 @@ def narrower_config(
         density: Fraction of the parameters of the matched matrices, 0 < density <= 1.
         include: Patterns of the layers that count.
         exclude: Patterns that win over `include`.
+        embeddings: Whether the token embedding counts too.
 
     Raises:
         ModelError: Not even the narrowest model fits.
@@ -38,7 +44,7 @@ def narrower_config(
     def prunable(candidate: Any) -> int:
         with torch.device("meta"):
             model = auto.from_config(candidate)
-        layers = find_layers(model, include, exclude).layers
+        layers = find_layers(model, include, exclude, embeddings).layers
         return sum(layer_shape(layer).num_dense for layer in layers.values())
 
     allowed = density * prunable(config)

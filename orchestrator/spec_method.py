@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from orchestrator.spec_block import Block, PlacedErrors, rule
 
@@ -59,6 +64,8 @@ OWN_FIELDS: dict[str, tuple[str, ...]] = {
 """Fields that not every kind reads, by kind."""
 OWN_SCALE = ("penalty_lr", "gate_lr", "gated_fraction")
 """Fields whose sensible values differ between kinds by more than a search would cover."""
+LATER = ("embeddings",)
+"""Fields that older campaigns did not have."""
 NOT_COMMON = tuple(dict.fromkeys(name for own in OWN_FIELDS.values() for name in own))
 
 
@@ -76,6 +83,10 @@ class MethodSpec(Block):
     exclude: list[str] = Field(default=["*lm_head*", "*classifier*", "*score*", "*pooler*"])
     density: Density = 0.3
     """Kept fraction of the budget of the matched matrices."""
+    embeddings: bool = False
+    """`include` and `exclude` select the token embedding too, by its own name; for kinds that prune
+    ranks and `from-scratch`. An output projection tied to it is part of it; one that is not is a
+    matrix like others, which the default `exclude` leaves out."""
     budget: Literal["parameters", "macs", "latency"] = "parameters"
     """What the density is a fraction of: parameters, multiply-accumulates of the task's inputs, or
     the time that the layers take on the training device."""
@@ -151,6 +162,7 @@ class MethodSpec(Block):
             errors.append(
                 rule(("budget",), f"`latency` needs a kind that prunes ranks, got {self.kind!r}")
             )
+        errors += self._embedding_errors()
         if self.kind == "adaptive" and self.anneal_fraction == 1:
             message = "anneal_fraction < 1 must hold for kind 'adaptive', whose gates then harden"
             errors.append(rule(("anneal_fraction",), f"{message}, got 1"))
@@ -162,6 +174,23 @@ class MethodSpec(Block):
         if errors:
             raise PlacedErrors(errors, type(self))
         return self
+
+    def _embedding_errors(self) -> list[dict[str, Any]]:
+        if not self.embeddings:
+            return []
+        if self.kind in ("agp", "np-l0", "heads-ffn"):
+            return [rule(("embeddings",), f"kind {self.kind!r} prunes no embeddings")]
+        if self.budget == "latency":
+            message = "cannot be pruned under `budget: latency`, which times matrices only"
+            return [rule(("embeddings",), message)]
+        return []
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without later fields at their defaults: keys of models and hashes of specs that do not
+        use them stay as they were."""
+        values: dict[str, Any] = handler(self)
+        return {k: v for k, v in values.items() if k not in LATER or v != _default(k)}
 
     @property
     def gated_steps(self) -> int:

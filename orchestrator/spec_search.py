@@ -21,9 +21,11 @@ from pydantic import (
 from orchestrator.spec_block import Block, Name, PlacedErrors, errors_of, field_errors, rule
 from orchestrator.spec_method import Density, MethodSpec, fields_of, merge_method
 
-SEARCHABLE = sorted(set(MethodSpec.model_fields) - {"kind", "density", "include", "exclude"})
+SELECTING = {"include", "exclude", "embeddings"}
+"""What decides which matrices are compressed."""
+SEARCHABLE = sorted(set(MethodSpec.model_fields) - {"kind", "density"} - SELECTING)
 CHANGEABLE = ["kind", *SEARCHABLE]
-"""Not the patterns: methods that compress different matrices do not compare."""
+"""Not the selection: methods that compress different matrices do not compare."""
 
 
 class Distribution(Block):
@@ -86,7 +88,7 @@ class ComparedMethod(Block):
     repeats: _Repeats | None = None
     """By default that of `search`."""
     fields: dict[str, Setting] = Field(default_factory=dict)
-    """`kind` and any other field of `method` but the patterns and the density."""
+    """`kind` and any other field of `method` but those that select matrices, and the density."""
 
     @property
     def changes(self) -> dict[str, Any]:

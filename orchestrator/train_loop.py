@@ -59,7 +59,7 @@ def _train_dense(job: Job, task: TrainingTask, workers: Workers, recorder: Recor
     model = build_model(spec, task.data, job.seed).to(workers.device)
     # before any training: a pattern that matches nothing must not cost a training run
     method = job.method_spec
-    prunable = list(find_layers(model, method.include, method.exclude).layers)
+    prunable = list(find_layers(model, method.include, method.exclude, method.embeddings).layers)
     check_pass(model, task)
     torch.manual_seed(job.worker_seed(workers.rank))
     stretch = Stretch(
@@ -81,16 +81,19 @@ def _train_small(job: Job, task: TrainingTask, workers: Workers, recorder: Recor
     assert job.dense is not None
     spec, method = job.task_spec, job.method_spec
     dense = load_pretrained(job.dense)
-    layers = find_layers(dense, method.include, method.exclude).layers
+    layers = find_layers(dense, method.include, method.exclude, method.embeddings).layers
     torch.manual_seed(job.seed)
     auto = getattr(transformers, auto_class_of(spec))
     if method.form == "width":
-        config = narrower_config(dense.config, auto, method.density, method.include, method.exclude)
+        config = narrower_config(
+            dense.config, auto, method.density, method.include, method.exclude, method.embeddings
+        )
         model = auto.from_config(config).float()
     else:
         model = auto.from_config(dense.config).float()
         uniform = FixedRank(density=method.density, start=Start(kind="svd"))
-        model = Pruner(model, uniform, method.include, method.exclude).finish()
+        chosen = method.include, method.exclude
+        model = Pruner(model, uniform, *chosen, embeddings=method.embeddings).finish()
     model = model.to(workers.device)
     check_pass(model, task)
     torch.manual_seed(job.worker_seed(workers.rank))

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lowrank.currency import Currency
 from lowrank.density import LayerShape, realized_density
 from lowrank.errors import LowRankError
-from lowrank.linear import GatedLinear, layer_shape
 from lowrank.magnitude import cubic_density
 from lowrank.methods.base import (
     Control,
@@ -22,8 +21,9 @@ from lowrank.methods.base import (
     check_fraction,
     fraction_floors,
 )
-from lowrank.methods.start import Start, StartKind, start_factors
-from lowrank.moments import InputMoments
+from lowrank.methods.start import Start, StartKind, gated_start
+from lowrank.prunable import Prunable
+from lowrank.pruned import GatedFactors
 from lowrank.threshold import ThresholdGate, solve_threshold, tangent_gradients
 
 TEMPERATURES = (0.05, 0.01, 1e-5)
@@ -76,29 +76,28 @@ class Adaptive(Method):
     def needs_moments(self) -> bool:  # type: ignore[override]
         return self.start == "covariance"
 
-    def layer(self, dense: nn.Module, moments: InputMoments | None) -> GatedLinear:
-        shape = layer_shape(dense)
+    def layer(self, dense: Prunable) -> GatedFactors:
+        shape = dense.shape
         most = shape.full_rank if self.density == 1 else shape.break_even_rank
         uniform = self.density * shape.num_dense / shape.num_per_component
         rank = max(self.min_rank, min(most, math.ceil(self.start_excess * uniform)))
         rank = min(rank, shape.full_rank)
-        factors, mean = start_factors(dense, Start(kind=self.start), moments, rank)
-        return GatedLinear(dense, ThresholdGate(len(factors.down)), factors, mean)
+        return gated_start(dense, ThresholdGate, Start(kind=self.start), rank)
 
-    def control(self, layers: dict[str, GatedLinear], currency: Currency) -> ThresholdControl:
+    def control(self, layers: dict[str, GatedFactors], currency: Currency) -> ThresholdControl:
         return ThresholdControl(layers, self, currency)
 
     def floors(self, shapes: Mapping[str, LayerShape]) -> dict[str, int]:
         return fraction_floors(shapes, self.density, self.floor_fraction, self.min_rank)
 
 
-class ThresholdControl(Control[GatedLinear]):
+class ThresholdControl(Control[GatedFactors]):
     """Solves for the threshold after every step, and trains the scores along the budget."""
 
     method: Adaptive
 
     def __init__(
-        self, layers: dict[str, GatedLinear], method: Adaptive, currency: Currency
+        self, layers: dict[str, GatedFactors], method: Adaptive, currency: Currency
     ) -> None:
         super().__init__(layers, method, currency)
         self._unit_costs = {name: self.costs[name].unit_cost for name in layers}
@@ -206,7 +205,7 @@ class ThresholdControl(Control[GatedLinear]):
                 }
 
 
-def _gate(layer: GatedLinear) -> ThresholdGate:
+def _gate(layer: GatedFactors) -> ThresholdGate:
     assert isinstance(layer.gate, ThresholdGate)
     return layer.gate
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from lowrank.currency import Currency
 from lowrank.density import Cost, LayerShape, check_density, realized_density
 from lowrank.errors import LowRankError
-from lowrank.linear import PrunedLayer
-from lowrank.moments import InputMoments
 from lowrank.projection import Projection, project
+from lowrank.prunable import Prunable
+from lowrank.pruned import PrunedLayer
 from lowrank.surgery import replace_layers
 
 LayerT = TypeVar("LayerT", bound=PrunedLayer)
@@ -43,34 +43,30 @@ class Method(ABC):
         if self.min_rank < 1:
             raise LowRankError(f"min_rank >= 1 must hold, got {self.min_rank}")
 
-    def layer(self, dense: nn.Module, moments: InputMoments | None) -> PrunedLayer:
-        """What stands for a dense layer while it is pruned; unless `layers` is the method's own."""
+    def layer(self, dense: Prunable) -> PrunedLayer:
+        """What stands for a dense layer while it is pruned; unless `layers` is the method's own.
+
+        Raises:
+            LowRankError: It cannot be pruned by this method, or not with what is known of it.
+        """
         raise NotImplementedError
 
     def check(self, model: nn.Module, matched: Mapping[str, nn.Module]) -> None:
         """Raise SurgeryError for layers that this method cannot prune, before any training."""
         return None
 
-    def layers(
-        self,
-        model: nn.Module,
-        matched: Mapping[str, nn.Module],
-        moments: Mapping[str, InputMoments],
-    ) -> dict[str, PrunedLayer]:
+    def layers(self, model: nn.Module, matched: Mapping[str, Prunable]) -> dict[str, PrunedLayer]:
         """What stands for which of the matched layers, by their names; here for every one.
 
         Args:
             model: Not changed.
-            matched: Dense layers of it, by name.
-            moments: Of their inputs, if the method needs them.
+            matched: Matrices of it, by name.
         """
-        return {n: self._named_layer(n, dense, moments.get(n)) for n, dense in matched.items()}
+        return {name: self._named_layer(name, dense) for name, dense in matched.items()}
 
-    def _named_layer(
-        self, name: str, dense: nn.Module, moments: InputMoments | None
-    ) -> PrunedLayer:
+    def _named_layer(self, name: str, dense: Prunable) -> PrunedLayer:
         try:
-            return self.layer(dense, moments)
+            return self.layer(dense)
         except LowRankError as error:
             raise LowRankError(f"layer {name!r}: {error}") from error
 
@@ -84,7 +80,9 @@ class Method(ABC):
             layers: As `layers` made them.
             keep: Masks of their units, bool [num_units] each.
         """
-        small = {id(layer): layer.compact(keep[name]) for name, layer in layers.items()}
+        small: dict[int, nn.Module] = {}
+        for name, layer in layers.items():
+            small |= zip(map(id, layer.stand_ins), layer.compact_all(keep[name]), strict=True)
         return replace_layers(model, lambda _, module: small.get(id(module)))
 
     @abstractmethod

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowrank.currency import Currency
 from lowrank.density import LayerShape
-from lowrank.linear import GatedLinear
 from lowrank.magnitude import MagnitudeGate
 from lowrank.methods.base import (
     Control,
@@ -19,9 +18,10 @@ from lowrank.methods.base import (
     check_fraction,
     fraction_floors,
 )
-from lowrank.methods.start import Start, start_factors
-from lowrank.moments import InputMoments
+from lowrank.methods.start import Start, gated_start
 from lowrank.projection import Projection, project
+from lowrank.prunable import Prunable
+from lowrank.pruned import GatedFactors
 
 Allocation = Literal["uniform", "greedy"]
 
@@ -46,18 +46,17 @@ class FixedRank(Method):
     def needs_moments(self) -> bool:  # type: ignore[override]
         return self.start.needs_moments
 
-    def layer(self, dense: nn.Module, moments: InputMoments | None) -> GatedLinear:
-        factors, mean = start_factors(dense, self.start, moments)
-        return GatedLinear(dense, MagnitudeGate(len(factors.down)), factors, mean)
+    def layer(self, dense: Prunable) -> GatedFactors:
+        return gated_start(dense, MagnitudeGate, self.start)
 
-    def control(self, layers: dict[str, GatedLinear], currency: Currency) -> FixedControl:
+    def control(self, layers: dict[str, GatedFactors], currency: Currency) -> FixedControl:
         return FixedControl(layers, self, currency)
 
     def floors(self, shapes: dict[str, LayerShape]) -> dict[str, int]:  # type: ignore[override]
         return fraction_floors(shapes, self.density, self.floor_fraction, self.min_rank)
 
 
-class FixedControl(Control[GatedLinear]):
+class FixedControl(Control[GatedFactors]):
     """Nothing to drive: the scores are known from the start."""
 
     method: FixedRank

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from lowrank.currency import Currency
 from lowrank.density import Cost, LayerShape, LinearCost
 from lowrank.gate import GateConfig, HardConcreteGate
 from lowrank.lagrangian import AugmentedLagrangian
-from lowrank.linear import GatedLinear, layer_shape
 from lowrank.methods.base import fraction_floors
 from lowrank.methods.lagrangian_control import GatedLayer, GatedMethod, LagrangianControl
-from lowrank.methods.start import Start, start_factors
-from lowrank.moments import InputMoments
+from lowrank.methods.start import Start, gated_start
+from lowrank.prunable import Prunable
+from lowrank.pruned import GatedFactors
 from lowrank.sliced import GatedInputLinear
 
 
@@ -77,9 +75,8 @@ class FlopL0(HardConcreteMethod):
     def needs_moments(self) -> bool:  # type: ignore[override]
         return self.start.needs_moments
 
-    def layer(self, dense: nn.Module, moments: InputMoments | None) -> GatedLinear:
-        factors, mean = start_factors(dense, self.start, moments)
-        return GatedLinear(dense, HardConcreteGate(len(factors.down), self.gate), factors, mean)
+    def layer(self, dense: Prunable) -> GatedFactors:
+        return gated_start(dense, lambda size: HardConcreteGate(size, self.gate), self.start)
 
     def floors(self, shapes: Mapping[str, LayerShape]) -> dict[str, int]:
         return fraction_floors(shapes, self.density, self.floor_fraction, self.min_rank)
@@ -89,9 +86,9 @@ class FlopL0(HardConcreteMethod):
 class NeuronL0(HardConcreteMethod):
     """Input-feature pruning with the same gates (NP-L0 in arXiv 1910.04732, section 4.2)."""
 
-    def layer(self, dense: nn.Module, moments: InputMoments | None) -> GatedInputLinear:
-        shape = layer_shape(dense)
-        return GatedInputLinear(dense, HardConcreteGate(shape.in_features, self.gate))
+    def layer(self, dense: Prunable) -> GatedInputLinear:
+        gate = HardConcreteGate(dense.shape.in_features, self.gate)
+        return GatedInputLinear(dense.linear(), gate)
 
     def cost(self, shape: LayerShape) -> Cost:
         return LinearCost(shape.in_features, shape.out_features)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from lowrank.blocks import UnitShape, find_units
 from lowrank.density import Cost, LayerShape
 from lowrank.gate import HardConcreteGate
-from lowrank.linear import PrunedLayer
 from lowrank.methods.base import check_fraction
 from lowrank.methods.flop_l0 import HardConcreteMethod
-from lowrank.moments import InputMoments
 from lowrank.narrow import GatedUnits, set_head_counts
+from lowrank.prunable import Prunable
+from lowrank.pruned import PrunedLayer
 from lowrank.surgery import replace_layers
 
 
@@ -43,18 +43,18 @@ class HeadsFfn(HardConcreteMethod):
     def layers(
         self,
         model: nn.Module,
-        matched: Mapping[str, nn.Module],
-        moments: Mapping[str, InputMoments],
+        matched: Mapping[str, Prunable],
     ) -> dict[str, PrunedLayer]:
+        dense = {name: each.modules[0] for name, each in matched.items()}
         return {
             name: GatedUnits(
-                matched[name],
+                dense[name],
                 HardConcreteGate(group.shape.cost_of_units.num_units, self.gate),
                 group.shape,
                 group.producers,
                 group.stacked,
             )
-            for name, group in find_units(model, matched).items()
+            for name, group in find_units(model, dense).items()
         }
 
     def compact(

@@ -12,13 +12,13 @@ from lowrank.density import expected_density, realized_density
 from lowrank.errors import LowRankError
 from lowrank.gate import Gate
 from lowrank.lagrangian import AugmentedLagrangian
-from lowrank.linear import GatedLinear
 from lowrank.methods.base import Control, Method, check_finite
 from lowrank.projection import Projection
+from lowrank.pruned import GatedFactors
 from lowrank.schedule import linear_anneal
 from lowrank.sliced import GatedInputLinear
 
-GatedLayer = GatedLinear | GatedInputLinear
+GatedLayer = GatedFactors | GatedInputLinear
 
 
 @dataclass(frozen=True, kw_only=True)

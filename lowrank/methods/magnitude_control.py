@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from lowrank.currency import Currency
 from lowrank.density import Cost, LayerShape, LinearCost, realized_density
 from lowrank.errors import DensityError, LowRankError
-from lowrank.linear import GatedLinear, PrunedLayer
 from lowrank.magnitude import MagnitudeGate, cubic_density
 from lowrank.masked import Granularity, MaskedLinear
 from lowrank.methods.base import Control, Method, check_choice, check_finite, check_fraction
-from lowrank.methods.start import Start, start_factors
-from lowrank.moments import InputMoments
+from lowrank.methods.start import Start, gated_start
 from lowrank.projection import Projection, project
+from lowrank.prunable import Prunable
+from lowrank.pruned import GatedFactors, PrunedLayer
 
 UPDATES = 50
 """Mask updates over the gated phase; Zhu and Gupta prune every 100 to 1,000 of 100,000 steps and
@@ -57,12 +57,11 @@ class FlopAgp(GradualMethod):
     def needs_moments(self) -> bool:  # type: ignore[override]
         return self.start.needs_moments
 
-    def layer(self, dense: nn.Module, moments: InputMoments | None) -> GatedLinear:
-        factors, mean = start_factors(dense, self.start, moments)
+    def layer(self, dense: Prunable) -> GatedFactors:
         # the magnitude of a diagonal entry must say how much its component matters
-        return GatedLinear(dense, MagnitudeGate(len(factors.down)), factors, mean)
+        return gated_start(dense, MagnitudeGate, self.start)
 
-    def control(self, layers: dict[str, GatedLinear], currency: Currency) -> MagnitudeControl:
+    def control(self, layers: dict[str, GatedFactors], currency: Currency) -> MagnitudeControl:
         return MagnitudeControl(layers, self, currency)
 
 
@@ -84,8 +83,8 @@ class Agp(GradualMethod):
         if self.block < 1:
             raise LowRankError(f"block >= 1 must hold, got {self.block}")
 
-    def layer(self, dense: nn.Module, moments: InputMoments | None) -> MaskedLinear:
-        return MaskedLinear(dense, self.granularity, self.block, self.movement)
+    def layer(self, dense: Prunable) -> MaskedLinear:
+        return MaskedLinear(dense.linear(), self.granularity, self.block, self.movement)
 
     def cost(self, shape: LayerShape) -> Cost:
         height, width = {
@@ -107,7 +106,7 @@ class MagnitudeControl(Control[PrunedLayer]):
 
     def __init__(
         self,
-        layers: dict[str, GatedLinear] | dict[str, MaskedLinear],
+        layers: dict[str, GatedFactors] | dict[str, MaskedLinear],
         method: FlopAgp | Agp,
         currency: Currency,
     ) -> None:
@@ -174,7 +173,7 @@ class MagnitudeControl(Control[PrunedLayer]):
 
 
 def _gate_parameter(layer: PrunedLayer) -> nn.Parameter | None:
-    if isinstance(layer, GatedLinear):
+    if isinstance(layer, GatedFactors):
         return layer.gate.parameter
     assert isinstance(layer, MaskedLinear)
     return layer.score
@@ -183,7 +182,7 @@ def _gate_parameter(layer: PrunedLayer) -> nn.Parameter | None:
 def _scores(layer: PrunedLayer) -> Tensor:
     if isinstance(layer, MaskedLinear):
         return layer.scores()
-    assert isinstance(layer, GatedLinear)
+    assert isinstance(layer, GatedFactors)
     # sigma_k of the component as it is now: |z| alone knows nothing of its factors' size
     with torch.no_grad():
         size = layer.up.float().norm(dim=0) * layer.down.float().norm(dim=1)
@@ -194,6 +193,6 @@ def _set_mask(layer: PrunedLayer, keep: Tensor) -> None:
     if isinstance(layer, MaskedLinear):
         layer.set_mask(keep)
     else:
-        assert isinstance(layer, GatedLinear)
+        assert isinstance(layer, GatedFactors)
         assert isinstance(layer.gate, MagnitudeGate)
         layer.gate.set_mask(keep)

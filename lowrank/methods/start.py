@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from torch import Tensor, nn
-
 from lowrank.errors import LowRankError
-from lowrank.factorize import Factorization, factorize
-from lowrank.linear import dense_weight, layer_shape
-from lowrank.moments import InputMoments
+from lowrank.gate import Gate
+from lowrank.prunable import Prunable
+from lowrank.pruned import GatedFactors
 
 StartKind = Literal["svd", "covariance"]
 
@@ -34,29 +33,19 @@ class Start:
         return self.kind == "covariance"
 
 
-def start_factors(
-    dense: nn.Module, start: Start, moments: InputMoments | None, rank: int | None = None
-) -> tuple[Factorization, Tensor | None]:
-    """Factors of a dense layer and the mean input that belongs to them.
+def gated_start(
+    dense: Prunable, make_gate: Callable[[int], Gate], start: Start, rank: int | None = None
+) -> GatedFactors:
+    """The gated layer for a dense one.
 
     Args:
-        dense: The layer.
-        start: Which.
-        moments: Of its inputs; needed by `covariance`.
+        dense: What to prune.
+        make_gate: From a number of components to their fresh gate.
+        start: Where the factors start.
         rank: Overrides the start's own.
-
-    Returns:
-        The factors; and for a layer with a bias, whose factors then approximate deviations from
-        the mean, that mean.
     """
-    shape = layer_shape(dense)
+    shape = dense.shape
     if rank is None and start.rank == "break-even":
         rank = max(1, min(shape.full_rank, shape.break_even_rank))
-    weight = dense_weight(dense)
-    if not start.needs_moments:
-        return factorize(weight, rank), None
-    if moments is None:
-        raise LowRankError("a covariance start needs the moments of the layer's inputs")
-    if dense.bias is None:
-        return factorize(weight, rank, second_moment=moments.second_moment), None
-    return factorize(weight, rank, second_moment=moments.covariance), moments.mean
+    factors, mean = dense.factorize(rank, weighted=start.needs_moments)
+    return dense.gated(make_gate(len(factors.down)), factors, mean)

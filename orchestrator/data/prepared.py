@@ -26,6 +26,9 @@ FORMAT = 1
 
 TOKENIZER = "tokenizer"
 
+COUNTED_AT_ONCE = 2**22
+"""Tokens of a mapped file that are in memory at a time, as int64: 32 MiB."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Examples:
@@ -112,6 +115,16 @@ class PreparedData:
         """Classification: the examples of a split, mapped read-only."""
         parts = ("ids", "offsets", "type_ids", "labels")
         return Examples(**{part: self._array(split, part) for part in parts})
+
+    def token_counts(self, split: str) -> np.ndarray:
+        """How often each token occurs in a split, special tokens included; int64 [vocab_size]."""
+        task = self.info["kind"]
+        tokens = self.examples(split).ids if task == "classification" else self.tokens(split)
+        counts = np.zeros(self.vocab_size, dtype=np.int64)
+        for start in range(0, len(tokens), COUNTED_AT_ONCE):
+            part = tokens[start : start + COUNTED_AT_ONCE]
+            counts += np.bincount(part, minlength=self.vocab_size)
+        return counts
 
     def _array(self, split: str, part: str) -> np.ndarray:
         path = self.folder / array_name(split, part)

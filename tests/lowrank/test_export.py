@@ -164,7 +164,7 @@ def test_sliced_layers_come_back_with_their_indices(sliced):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"form": "diced"}, r"must have a form, one of \['low-rank', 'narrow', 'sliced'\]"),
+        ({"form": "diced"}, r"must have a form, one of \['low-rank', .*'sliced'\]"),
         ({"form": "low-rank"}, r"must have .*'rank'"),
         ({"num_out": 0}, "num_out >= 1 must hold"),
         ({"num_out": 11}, r"missing: 0\.kept_out"),

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from lowrank import Agp, LowRankError, Pruner
 from lowrank.linear import dense_weight
 from lowrank.masked import MaskedLinear, keep_zeros
+from lowrank.prunable import PrunableLinear
 from tests.lowrank import relative_error
 
 ROWS, COLUMNS, BLOCK = 6, 8, 2
@@ -117,7 +118,7 @@ def test_compaction_in_full_is_the_dense_layer(granularity):
 @granularities
 def test_the_cost_counts_the_weights_of_a_unit(granularity):
     method = Agp(density=0.5, granularity=granularity, block=BLOCK)
-    layer = method.layer(make(), None)
+    layer = method.layer(PrunableLinear(make()))
     cost = method.cost(layer.shape)
     assert cost == layer.cost
     assert (cost.num_units, cost.unit_cost) == (

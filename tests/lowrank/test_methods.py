@@ -29,8 +29,9 @@ from lowrank import (
 )
 from lowrank.counting import num_matrix_parameters
 from lowrank.gate import Gate, HardConcreteGate, open_probability
-from lowrank.linear import PrunedLayer, dense_weight
+from lowrank.linear import dense_weight
 from lowrank.masked import MaskedLinear
+from lowrank.pruned import PrunedLayer
 from tests.lowrank import batch, mlp, relative_error
 from tests.lowrank.every_method import (
     ADAPTIVE,

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lowrank import GateConfig, HardConcreteGate, SlicedLinear
 from lowrank.gate import expected_value
-from lowrank.linear import PrunedLayer, dense_weight
+from lowrank.linear import PrunedLinear, dense_weight
 from lowrank.sliced import GatedInputLinear, sliced
 from tests.lowrank import relative_error
 
@@ -21,7 +21,7 @@ SOME_OUT = torch.tensor([0, 1, 1, 0, 1, 0]).bool()
 ALL_IN, ALL_OUT = torch.ones(IN).bool(), torch.ones(OUT).bool()
 
 
-class Holder(PrunedLayer):
+class Holder(PrunedLinear):
     """The least that `sliced` needs."""
 
     def __init__(self, dense):

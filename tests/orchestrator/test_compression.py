@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,21 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank.factorize import factorize
+from lowrank.embedding import GatedEmbedding
+from lowrank.factorize import factorize, factorize_rows
 from lowrank.hf import load_pretrained
 from lowrank.linear import dense_weight
 from lowrank.moments import InputMoments
 from lowrank.surgery import find_layers
-from orchestrator.compression import _moments, make_distillation, make_stretch
+from orchestrator.compression import (
+    _counts,
+    _make_pruner,
+    _moments,
+    make_distillation,
+    make_stretch,
+)
 from orchestrator.models import build_model
-from orchestrator.tasks import TrainingTask
+from orchestrator.tasks import TrainingTask, make_task
 from orchestrator.train_loop import run_job
 from orchestrator.workers import LocalWorkers
 from tests.orchestrator.small import Family, make_classes, make_job, make_lm, method, ready
@@ -143,6 +151,37 @@ def test_factors_of_two_workers_are_those_of_one(setup: Setup):
         )
         product = (one.up[:, :4] @ one.down[:4], two.up[:, :4] @ two.down[:4])
         assert difference(*product) < 1e-6
+
+
+def test_tokens_of_an_embedding_are_counted_over_all_training_data(setup: Setup):
+    """By brute force; a table may have rows that no token has."""
+    table = nn.Embedding(setup.task.data.vocab_size + 3, 4)
+    data, found = setup.task.data, Counter[int]()
+    if data.label_names:
+        for ids, _, _ in data.examples("train"):
+            found.update(ids.tolist())
+    else:
+        found.update(data.tokens("train").tolist())
+    counts = _counts(setup.task, table)
+    assert counts.sum() > 200
+    assert counts.tolist() == [found[token] for token in range(table.num_embeddings)]
+
+
+def test_an_embedding_starts_from_the_counts_and_from_what_enters_its_head(lm: Family):
+    spec = method(kind="low-rank", steps=6, start="covariance", embeddings=True, density=0.3)
+    job = make_job(lm.task, lm.data, spec, lm.dense.export)
+    model, task = load_pretrained(lm.dense.export), make_task(lm.task, lm.data, job.batch_seed)
+    head, table = {"transformer.wte": model.lm_head}, model.transformer.wte
+    moments = _moments(model, head, task, LocalWorkers(), spec.calibration_batches)
+    wanted = factorize_rows(
+        table.weight,
+        _counts(task, table),
+        second_moment=moments["transformer.wte"].second_moment,
+    )
+    layer = _make_pruner(job, model, task, LocalWorkers()).layers["transformer.wte"]
+    assert isinstance(layer, GatedEmbedding)
+    product = (layer.up[:, :3] @ layer.down[:3]).detach()
+    assert difference(product, wanted.up[:, :3] @ wanted.down[:3]) < 1e-4
 
 
 class TestTeacher:

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from lowrank.counting import num_matrix_parameters, num_parameters
 from lowrank.currency import Latency, TableCost
 from lowrank.density import LayerShape
-from lowrank.errors import SurgeryError
+from lowrank.errors import LowRankError, SurgeryError
 from lowrank.export import num_stored_parameters, read_manifest
 from lowrank.gate import HardConcreteGate
 from lowrank.hf import load_pretrained, save_pretrained
@@ -109,6 +109,15 @@ CASES = [
     Case("classes", "heads-ffn", {"distill_hidden": 1.0, "floor_fraction": 0.6}),
     Case("classes", "from-scratch", {"form": "width"}),
     Case("sru", "adaptive", {"distill_hidden": 0.5}),
+    Case("lm", "adaptive", {"embeddings": True}),
+    Case("lm", "flop-l0", {"embeddings": True, "start": "svd"}),
+    Case("lm", "low-rank", {"embeddings": True, "allocation": "greedy"}),
+    Case("lm", "faithful", {"embeddings": True}),
+    Case("lm", "from-scratch", {"embeddings": True, "form": "width"}),
+    Case("lm", "from-scratch", {"embeddings": True, "form": "low-rank"}),
+    Case("classes", "adaptive", {"embeddings": True}),
+    Case("classes", "flop-agp", {"embeddings": True}),
+    Case("sru", "adaptive", {"embeddings": True}),
 ]
 
 
@@ -133,7 +142,8 @@ class Made:
     @property
     def dense_shapes(self) -> dict[str, LayerShape]:
         spec = self.case.spec
-        layers = find_layers(load_pretrained(self.family.dense.export), exclude=spec.exclude).layers
+        dense = load_pretrained(self.family.dense.export)
+        layers = find_layers(dense, exclude=spec.exclude, embeddings=spec.embeddings).layers
         return {name: layer_shape(layer) for name, layer in layers.items()}
 
     @property
@@ -143,8 +153,8 @@ class Made:
     def matrices(self, name: str) -> list[torch.Tensor]:
         """What the file holds for a layer: one matrix, or two factors."""
         tensors = self.tensors
-        keys = [f"{name}.down.weight", f"{name}.up.weight"]
-        return [tensors[key] for key in (keys if keys[0] in tensors else [f"{name}.weight"])]
+        keys = ["down.weight", "up.weight", "projection", "weight"]
+        return [tensors[f"{name}.{key}"] for key in keys if f"{name}.{key}" in tensors]
 
     def kept(self, name: str) -> int:
         """Parameters of a layer that are in use."""
@@ -158,6 +168,11 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     family: Family = request.getfixturevalue(case.family)
     job = make_job(family.task, family.data, case.spec, family.dense.export)
     record = train_to(tmp_path_factory.mktemp("made") / "model", job)
+    if case.spec.embeddings:
+        # of a campaign with this option, whose dense reference counts the embedding too
+        table = load_pretrained(family.dense.export).get_input_embeddings().weight.numel()
+        size = replace(family.dense.size, num_prunable=family.dense.size.num_prunable + table)
+        family = replace(family, dense=replace(family.dense, size=size))
     return Made(case, family, replace(record, densities=with_densities(record, family.dense)))
 
 
@@ -196,7 +211,9 @@ def test_no_further_unit_would_fit(made: Made):
 def test_counts_are_those_of_the_file(made: Made):
     size, tensors = made.record.size, made.tensors
     stored = sum(tensor.numel() for tensor in tensors.values())
-    zeros = sum(int((m == 0).sum()) for n in made.dense_shapes for m in made.matrices(n))
+    # the table of a classifier has a row for padding, of zeros
+    names = [name for name in made.dense_shapes if "word_embeddings" not in name]
+    zeros = sum(int((m == 0).sum()) for n in names for m in made.matrices(n))
     assert size.num_parameters == stored - (zeros if made.case.stores_zeros else 0)
     assert (zeros > 0) == made.case.stores_zeros
     assert size.num_bytes == (Path(made.record.export) / "model.safetensors").stat().st_size
@@ -219,7 +236,9 @@ def test_all_densities_make_sense(made: Made):
         assert densities.macs <= 1
     else:
         assert densities.bytes < 1
-        assert densities.prunable < densities.macs < 1
+        # an embedding that is not tied takes parameters, and no multiply-accumulates
+        counted = made.case.family == "classes" and made.case.spec.embeddings
+        assert (0 if counted else densities.prunable) < densities.macs < 1
 
 
 def test_ranks_are_recorded_where_there_are_ranks(made: Made):
@@ -312,6 +331,28 @@ def test_other_kinds_take_a_budget_in_macs(lm: Family, kind: str, tmp_path: Path
     assert records[0].size == records[1].size
 
 
+def test_a_tied_embedding_takes_part_in_a_budget_in_macs(lm: Family, tmp_path: Path):
+    """Counted by torch: what the attention takes besides the matrices is what it took dense."""
+    fields = {"budget": "macs", "embeddings": True, "allocation": "greedy"}
+    job = make_job(lm.task, lm.data, Case("lm", "low-rank", fields).spec, lm.dense.export)
+    record = train_to(tmp_path / "model", job)
+    dense = sum(layer["in_features"] * layer["out_features"] for layer in record.ranks.values())
+    other = lm.dense.size.macs_per_token - dense
+    spent = record.size.macs_per_token - other
+    assert spent == pytest.approx(record.projection["realized_density"] * dense)
+    assert DENSITY - 0.02 < spent / dense <= DENSITY
+    assert "transformer.wte" in record.ranks
+
+
+def test_an_embedding_alone_cannot_be_paid_in_macs(classes: Family, tmp_path: Path):
+    fields = {"budget": "macs", "embeddings": True}
+    job = make_job(
+        classes.task, classes.data, Case("classes", "adaptive", fields).spec, classes.dense.export
+    )
+    with pytest.raises(LowRankError, match=r"word_embeddings': a budget in multiply-accumulates"):
+        train_to(tmp_path / "model", job)
+
+
 @pytest.mark.parametrize(
     ("kind", "fields"), [("low-rank", {}), ("low-rank", {"allocation": "greedy"}), ("adaptive", {})]
 )
@@ -351,8 +392,8 @@ def test_a_budget_in_seconds_is_met_in_seconds(
 
 def test_all_workers_prune_by_the_tables_of_the_first(lm: Family, monkeypatch: pytest.MonkeyPatch):
     model = load_pretrained(lm.dense.export)
-    layers = find_layers(model, exclude=["*lm_head*"]).layers
-    first, second = ({n: TableCost((0.0, float(i))) for n in layers} for i in (1, 2))
+    match = find_layers(model, exclude=["*lm_head*"])
+    first, second = ({n: TableCost((0.0, float(i))) for n in match.layers} for i in (1, 2))
     monkeypatch.setattr(methods, "latency_tables", lambda *_: second)
 
     class Second(LocalWorkers):
@@ -363,7 +404,7 @@ def test_all_workers_prune_by_the_tables_of_the_first(lm: Family, monkeypatch: p
             return [first, value]
 
     task = make_task(lm.task, lm.data, seed=0)
-    currency = make_currency("latency", model, layers, task, Second())
+    currency = make_currency("latency", model, match, task, Second())
     assert isinstance(currency, Latency)
     assert currency.tables == first
 

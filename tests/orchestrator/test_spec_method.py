@@ -37,6 +37,32 @@ def test_the_tables_know_every_kind_and_every_field():
         assert MethodSpec.model_fields[name].default != value
 
 
+class TestEmbeddings:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_are_pruned_by_the_kinds_that_prune_ranks(self, kind: str):
+        found = refusals(kind=kind, embeddings=True)
+        if kind in ("agp", "np-l0", "heads-ffn"):
+            assert found == {"embeddings": f"kind {kind!r} prunes no embeddings"}
+        else:
+            assert found == {}
+            assert MethodSpec(kind=kind, embeddings=True).model_dump()["embeddings"] is True
+
+    def test_have_no_latency(self):
+        message = "cannot be pruned under `budget: latency`, which times matrices only"
+        assert refusals(embeddings=True, budget="latency") == {"embeddings": message}
+
+    def test_are_no_part_of_what_is_written_when_they_are_not_pruned(self):
+        """Keys of trials are hashes of it: those of campaigns without embeddings stay."""
+        for mode in ("json", "python"):
+            written = MethodSpec(embeddings=False).model_dump(mode=mode)
+            assert set(written) == set(MethodSpec.model_fields) - {"embeddings"}
+        assert MethodSpec(**written) == MethodSpec()
+
+    def test_are_kept_when_methods_are_merged(self):
+        merged = merge_method({"embeddings": True}, {"kind": "low-rank"})
+        assert merged == {"embeddings": True, "kind": "low-rank"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 class TestEveryKind:
     def test_defaults_pass(self, kind: str):

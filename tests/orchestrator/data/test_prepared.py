@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.data import prepared
 from orchestrator.data.prepared import (
     Examples,
     PreparedData,
@@ -54,6 +55,20 @@ def test_tokens_are_mapped_and_read_only(folder: Path) -> None:
     assert tokens.tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="read-only"):
         tokens[0] = 1
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_tokens_are_counted_in_parts(
+    folder: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepared, "COUNTED_AT_ONCE", at_once)
+    tokens = np.array([3, 1, 3, 12344, 3], dtype=np.uint16)
+    np.save(folder / array_name("train", "tokens"), tokens)
+    (folder / "data.json").unlink()  # it would list itself
+    write_inventory(folder, "0123456789abcdef", INFO)
+    counts = PreparedData.open(folder).token_counts("train")
+    assert counts.shape == (12345,)
+    assert {int(i): int(counts[i]) for i in np.flatnonzero(counts)} == {1: 1, 3: 3, 12344: 1}
 
 
 @pytest.mark.parametrize("name", ["train.tokens.npy", "tokenizer/tokenizer.json"])

@@ -1,0 +1,151 @@
+"""The small layers of a model as a manifest describes them, and empty ones made from that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.embedding import LowRankEmbedding, LowRankHead, is_embedding
+from lowrank.errors import ExportError, SurgeryError
+from lowrank.linear import LowRankLinear, is_matrix_layer, layer_shape
+from lowrank.narrow import NarrowLinear, set_head_counts
+from lowrank.sliced import SlicedLinear
+from lowrank.surgery import replace_layers
+
+LAYER_SIZES = {
+    "low-rank": ("rank",),
+    "sliced": ("num_in", "num_out"),
+    "narrow": ("num_in", "num_out"),
+    "low-rank-embedding": ("rank",),
+    "low-rank-head": ("rank",),
+}
+"""What besides width and bias tells how big a layer of each form is. The matrix of an embedding is
+that of the output projection which may be tied to it, [tokens, width]: tokens go out, width in."""
+HEAD_KEYS = ("tied_to", "zero_row")
+"""Of a low-rank head: the embedding whose factors it uses, and its token without gradient."""
+
+
+def described_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """For every small layer of a model what a manifest says of it.
+
+    Raises:
+        ExportError: A low-rank head is there without its embedding.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    names = {
+        id(module.weight): name
+        for name, module in model.named_modules()
+        if isinstance(module, LowRankEmbedding)
+    }
+    for name, module in model.named_modules(remove_duplicate=False):
+        layer = _described(module)
+        if isinstance(module, LowRankHead):
+            if id(module.weight) not in names:
+                raise ExportError(f"{name}: the embedding that it is tied to is not in the model")
+            layer |= {"tied_to": names[id(module.weight)], "zero_row": module.zero_row}
+        if layer:
+            found[name] = layer
+    return found
+
+
+def _described(module: nn.Module) -> dict[str, Any]:
+    """Form, widths and sizes of a small layer; nothing for another module."""
+    bias: Tensor | None
+    if isinstance(module, LowRankEmbedding):
+        rows, width = module.num_embeddings, module.embedding_dim
+        form: dict[str, Any] = {"form": "low-rank-embedding", "rank": module.rank}
+        return form | {"in_features": width, "out_features": rows, "bias": False}
+    if isinstance(module, NarrowLinear):
+        form = {"form": "narrow", "num_in": module.in_features, "num_out": module.out_features}
+        full = {"in_features": module.full_in, "out_features": module.full_out}
+        return form | full | {"bias": module.bias is not None}
+    if isinstance(module, LowRankLinear):
+        form = {"form": "low-rank", "rank": module.rank}
+        bias = module.up.bias
+    elif isinstance(module, LowRankHead):
+        form = {"form": "low-rank-head", "rank": module.rank}
+        bias = module.bias
+    elif isinstance(module, SlicedLinear):
+        form = {"form": "sliced", "num_in": module.num_in, "num_out": module.num_out}
+        bias = module.bias
+    else:
+        return {}
+    width_of = {"in_features": module.in_features, "out_features": module.out_features}
+    return form | width_of | {"bias": bias is not None}
+
+
+def check_layer(place: str, layer: Any) -> None:
+    """Raise ExportError, with the place, unless a layer is described in full."""
+    if not isinstance(layer, dict) or layer.get("form") not in LAYER_SIZES:
+        raise ExportError(f"{place}: must have a form, one of {sorted(LAYER_SIZES)}")
+    sizes = LAYER_SIZES[layer["form"]]
+    if not layer.keys() >= {"in_features", "out_features", "bias", *sizes}:
+        wanted = sorted({"in_features", "out_features", "bias", *sizes})
+        raise ExportError(f"{place} must have {wanted}")
+    for size in sizes:
+        if not isinstance(layer[size], int) or layer[size] < 1:
+            raise ExportError(f"{place}: {size} >= 1 must hold")
+    if layer["form"] == "low-rank-head":
+        row = layer.get("zero_row", "missing")
+        if not isinstance(layer.get("tied_to"), str) or not (row is None or type(row) is int):
+            raise ExportError(f"{place} must have {list(HEAD_KEYS)}, a name and a row or null")
+
+
+def restructured(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Module:
+    """The model with empty small layers in place of the dense ones that are described.
+
+    Raises:
+        ExportError: The model has no such layer, or one of another size.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    made: dict[int, nn.Module] = {}
+    # heads last: they are made of their embeddings
+    for name, layer in sorted(layers.items(), key=lambda item: item[1]["form"] == "low-rank-head"):
+        module = modules.get(name)
+        embedded = layer["form"] == "low-rank-embedding"
+        known = module is not None and (is_embedding if embedded else is_matrix_layer)(module)
+        if module is None or not known:
+            raise ExportError(f"layer {name!r} of the export does not exist in this model")
+        shape = layer_shape(module)
+        wanted = (layer["in_features"], layer["out_features"])
+        if (shape.in_features, shape.out_features) != wanted:
+            raise ExportError(
+                f"layer {name!r}: {wanted} features in the export, "
+                f"{(shape.in_features, shape.out_features)} in this model"
+            )
+        if id(module) not in made:
+            tied = made.get(id(modules.get(layer.get("tied_to", ""))))
+            made[id(module)] = _empty(name, layer, module, tied)
+    model = replace_layers(model, lambda _, module: made.get(id(module)))
+    try:
+        set_head_counts(model)
+    except SurgeryError as error:
+        raise ExportError(f"the export does not fit this model; {error}") from error
+    return model
+
+
+def _empty(name: str, layer: dict[str, Any], dense: nn.Module, tied: nn.Module | None) -> nn.Module:
+    """The small layer that the manifest describes, in the place of a dense one."""
+    widths = (layer["in_features"], layer["out_features"])
+    sizes = {key: layer[key] for key in LAYER_SIZES[layer["form"]]}
+    if layer["form"] == "low-rank-embedding":
+        assert isinstance(dense, nn.Embedding)
+        return LowRankEmbedding(widths[1], widths[0], layer["rank"], dense.padding_idx)
+    if layer["form"] == "low-rank-head":
+        if not isinstance(tied, LowRankEmbedding) or tied.rank != layer["rank"]:
+            raise ExportError(
+                f"layer {name!r} is tied to {layer['tied_to']!r}, which is no low-rank embedding "
+                f"of rank {layer['rank']}"
+            )
+        if dense.bias is not None and not layer["bias"]:
+            raise ExportError(f"layer {name!r} has a bias in this model, and none in the export")
+        # the model's own bias, which other modules may hold too
+        bias = dense.bias
+        if bias is None and layer["bias"]:
+            bias = nn.Parameter(torch.empty(layer["out_features"]))
+        assert bias is None or isinstance(bias, nn.Parameter)
+        return LowRankHead(tied, bias, layer["zero_row"])
+    small = {"low-rank": LowRankLinear, "sliced": SlicedLinear, "narrow": NarrowLinear}
+    return small[layer["form"]](*widths, bias=layer["bias"], **sizes)

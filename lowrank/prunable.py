@@ -1,0 +1,119 @@
+"""What a method is given to prune: a matrix, what uses it, and what is known of its inputs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from lowrank.density import LayerShape
+from lowrank.embedding import GatedEmbedding
+from lowrank.errors import LowRankError
+from lowrank.factorize import Factorization, factorize, factorize_rows
+from lowrank.gate import Gate
+from lowrank.linear import GatedLinear, dense_weight, layer_shape
+from lowrank.moments import InputMoments
+from lowrank.pruned import GatedFactors
+
+
+class Prunable(ABC):
+    """A matrix of a model before anything stands for it."""
+
+    shape: LayerShape
+    modules: tuple[nn.Module, ...]
+    """All modules that hold the matrix; `PrunedLayer.stand_ins` take their places, in this
+    order."""
+
+    @abstractmethod
+    def factorize(self, rank: int | None, weighted: bool) -> tuple[Factorization, Tensor | None]:
+        """Factors of the matrix, and the mean input that belongs to them.
+
+        Args:
+            rank: Components to keep; all by default.
+            weighted: Closest in what the layer computes on its inputs, not in the weights.
+
+        Returns:
+            The factors; and if they approximate deviations from a mean input, that mean.
+
+        Raises:
+            LowRankError: What must be known of the inputs is not.
+        """
+
+    @abstractmethod
+    def gated(self, gate: Gate, factors: Factorization, mean: Tensor | None) -> GatedFactors:
+        """The factorized layer that stands for the matrix while its components are pruned."""
+
+    def linear(self) -> nn.Module:
+        """The linear layer, for methods that prune something other than components.
+
+        Raises:
+            LowRankError: It is none.
+        """
+        raise LowRankError("this method prunes linear layers only")
+
+
+class PrunableLinear(Prunable):
+    """An nn.Linear, or transformers' Conv1D.
+
+    Args:
+        layer: The module.
+        moments: Of its inputs, if they are known.
+    """
+
+    def __init__(self, layer: nn.Module, moments: InputMoments | None = None) -> None:
+        self.layer, self.moments = layer, moments
+        self.shape, self.modules = layer_shape(layer), (layer,)
+
+    def factorize(self, rank: int | None, weighted: bool) -> tuple[Factorization, Tensor | None]:
+        weight = dense_weight(self.layer)
+        if not weighted:
+            return factorize(weight, rank), None
+        if self.moments is None:
+            raise LowRankError("a covariance start needs the moments of the layer's inputs")
+        if self.layer.bias is None:
+            return factorize(weight, rank, second_moment=self.moments.second_moment), None
+        factors = factorize(weight, rank, second_moment=self.moments.covariance)
+        return factors, self.moments.mean
+
+    def gated(self, gate: Gate, factors: Factorization, mean: Tensor | None) -> GatedLinear:
+        return GatedLinear(self.layer, gate, factors, mean)
+
+    def linear(self) -> nn.Module:
+        return self.layer
+
+
+class PrunableEmbedding(Prunable):
+    """A plain nn.Embedding, and the output projections that are tied to it.
+
+    Factors are weighted by what is known: how often tokens occur, what enters the heads. Of the
+    latter the second moment, not the covariance: a shift of the heads' bias would mend one of the
+    two ends only.
+
+    Args:
+        embedding: The module.
+        heads: nn.Linear modules with the same weight.
+        counts: How often each token occurs in training, [num_embeddings].
+        moments: Of the hidden states that enter the heads.
+    """
+
+    def __init__(
+        self,
+        embedding: nn.Embedding,
+        heads: Sequence[nn.Module] = (),
+        counts: Tensor | None = None,
+        moments: InputMoments | None = None,
+    ) -> None:
+        self.embedding, self.heads = embedding, tuple(heads)
+        self.counts, self.moments = counts, moments
+        self.shape, self.modules = layer_shape(embedding), (embedding, *self.heads)
+
+    def factorize(self, rank: int | None, weighted: bool) -> tuple[Factorization, Tensor | None]:
+        weight = self.embedding.weight
+        metric = self.moments.second_moment if weighted and self.moments is not None else None
+        if not weighted or self.counts is None:
+            return factorize(weight, rank, second_moment=metric), None
+        return factorize_rows(weight, self.counts, rank, second_moment=metric), None
+
+    def gated(self, gate: Gate, factors: Factorization, mean: Tensor | None) -> GatedEmbedding:
+        return GatedEmbedding(self.embedding, self.heads, gate, factors)
