@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lowrank.errors import ExportError, SurgeryError
 from lowrank.linear import LowRankLinear, PrunedLayer, is_matrix_layer, layer_shape
-from lowrank.narrow import NarrowLinear, set_head_counts
+from lowrank.narrow import full_shape, narrow_linear, set_head_counts
 from lowrank.sliced import SlicedLinear
 from lowrank.surgery import replace_layers
 
@@ -46,7 +46,7 @@ LAYER_SIZES = {
 FORMS: dict[str, Callable[..., nn.Module]] = {
     "low-rank": LowRankLinear,
     "sliced": SlicedLinear,
-    "narrow": NarrowLinear,
+    "narrow": narrow_linear,
 }
 
 
@@ -218,16 +218,13 @@ def _small_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
         elif isinstance(module, SlicedLinear):
             form = {"form": "sliced", "num_in": module.num_in, "num_out": module.num_out}
             bias = module.bias
-        elif isinstance(module, NarrowLinear):
+        elif isinstance(module, nn.Linear) and full_shape(module) is not None:
             form = {"form": "narrow", "num_in": module.in_features, "num_out": module.out_features}
             bias = module.bias
         else:
             continue
-        narrow = isinstance(module, NarrowLinear)
-        width = {
-            "in_features": module.full_in if narrow else module.in_features,
-            "out_features": module.full_out if narrow else module.out_features,
-        }
+        full = full_shape(module) or module
+        width = {"in_features": full.in_features, "out_features": full.out_features}
         found[name] = form | width | {"bias": bias is not None}
     return found
 
