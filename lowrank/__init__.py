@@ -26,7 +26,6 @@ from lowrank.methods import (
     Start,
 )
 from lowrank.moments import InputMoments, collect_moments
-from lowrank.narrow import NarrowLinear
 from lowrank.projection import Projection, project
 from lowrank.pruner import Pruner
 from lowrank.sliced import SlicedLinear
@@ -57,7 +56,6 @@ __all__ = [
     "LowRankLinear",
     "Macs",
     "Method",
-    "NarrowLinear",
     "NeuronL0",
     "Projection",
     "Pruner",

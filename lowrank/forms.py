@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lowrank.embedding import LowRankEmbedding, LowRankHead, is_embedding
 from lowrank.errors import ExportError, SurgeryError
 from lowrank.linear import LowRankLinear, is_matrix_layer, layer_shape
-from lowrank.narrow import NarrowLinear, set_head_counts
+from lowrank.narrow import full_shape, narrow_linear, set_head_counts
 from lowrank.sliced import SlicedLinear
 from lowrank.surgery import replace_layers
 
@@ -57,10 +57,10 @@ def _described(module: nn.Module) -> dict[str, Any]:
         rows, width = module.num_embeddings, module.embedding_dim
         form: dict[str, Any] = {"form": "low-rank-embedding", "rank": module.rank}
         return form | {"in_features": width, "out_features": rows, "bias": False}
-    if isinstance(module, NarrowLinear):
+    if isinstance(module, nn.Linear) and (full := full_shape(module)) is not None:
         form = {"form": "narrow", "num_in": module.in_features, "num_out": module.out_features}
-        full = {"in_features": module.full_in, "out_features": module.full_out}
-        return form | full | {"bias": module.bias is not None}
+        widths = {"in_features": full.in_features, "out_features": full.out_features}
+        return form | widths | {"bias": module.bias is not None}
     if isinstance(module, LowRankLinear):
         form = {"form": "low-rank", "rank": module.rank}
         bias = module.up.bias
@@ -147,5 +147,7 @@ def _empty(name: str, layer: dict[str, Any], dense: nn.Module, tied: nn.Module |
             bias = nn.Parameter(torch.empty(layer["out_features"]))
         assert bias is None or isinstance(bias, nn.Parameter)
         return LowRankHead(tied, bias, layer["zero_row"])
-    small = {"low-rank": LowRankLinear, "sliced": SlicedLinear, "narrow": NarrowLinear}
-    return small[layer["form"]](*widths, bias=layer["bias"], **sizes)
+    if layer["form"] == "narrow":
+        return narrow_linear(*widths, bias=layer["bias"], **sizes)
+    small = LowRankLinear if layer["form"] == "low-rank" else SlicedLinear
+    return small(*widths, bias=layer["bias"], **sizes)

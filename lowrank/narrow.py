@@ -2,54 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from lowrank.blocks import FORMS, BlockForm, UnitShape, form_of, unit_size
+from lowrank.density import LayerShape
 from lowrank.errors import SurgeryError
 from lowrank.gate import Gate
 from lowrank.linear import dense_weight, layer_shape
 from lowrank.sliced import GatedInputLinear
 
+_FULL_SHAPE = "full_shape"
 
-class NarrowLinear(nn.Linear):
-    """A dense layer of fewer features than its model's configuration gives it.
+
+def narrow_linear(
+    in_features: int,
+    out_features: int,
+    num_in: int,
+    num_out: int,
+    bias: bool = True,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Linear:
+    """An nn.Linear, not initialized, of fewer features than its model's configuration gives it.
 
     The layers around it are narrower too: unlike `SlicedLinear` it has no index, and no bias of
-    dropped outputs.
+    dropped outputs. It is a plain nn.Linear, by type too, for whoever treats these in a special
+    way; that it is narrower is noted on it, for the export.
 
     Args:
-        full_in: Input features in the configuration.
-        full_out: Output features in the configuration.
-        num_in: Input features, 1 <= num_in <= full_in.
-        num_out: Output features, 1 <= num_out <= full_out.
+        in_features: Input features in the configuration.
+        out_features: Output features in the configuration.
+        num_in: Input features that it has.
+        num_out: Output features that it has.
         bias: Of the `num_out` features.
+        device: torch's default by default.
+        dtype: torch's default by default.
     """
+    # on the meta device, so that no initialization is drawn from the global generator
+    layer = nn.Linear(num_in, num_out, bias=bias, device="meta", dtype=dtype)
+    setattr(layer, _FULL_SHAPE, LayerShape(in_features, out_features))
+    return layer.to_empty(device=device or torch.get_default_device())
 
-    def __init__(
-        self,
-        full_in: int,
-        full_out: int,
-        num_in: int,
-        num_out: int,
-        bias: bool = True,
-        **factory: Any,
-    ) -> None:
-        # on the meta device, so that no initialization is drawn from the global generator
-        device = factory.pop("device", None) or torch.get_default_device()
-        super().__init__(num_in, num_out, bias=bias, device="meta", **factory)
-        self.full_in, self.full_out = full_in, full_out
-        self.to_empty(device=device)
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, full_in={self.full_in}, full_out={self.full_out}"
+def full_shape(module: nn.Module) -> LayerShape | None:
+    """Of a layer that is narrower than its model's configuration: the shape given there."""
+    return getattr(module, _FULL_SHAPE, None) if type(module) is nn.Linear else None
 
 
 def narrowed(
     layer: nn.Module, keep_in: Tensor | None = None, keep_out: Tensor | None = None
-) -> NarrowLinear:
+) -> nn.Linear:
     """A dense layer without the features that are not kept; the layer itself stays as it is.
 
     Args:
@@ -58,13 +61,13 @@ def narrowed(
         keep_out: Bool [out_features]; None keeps all.
     """
     weight, bias = dense_weight(layer).detach(), layer.bias
-    full = layer_shape(layer)
+    full = full_shape(layer) or layer_shape(layer)
     if keep_in is not None:
         weight = weight[:, keep_in]
     if keep_out is not None:
         weight = weight[keep_out]
     num_out, num_in = weight.shape
-    small = NarrowLinear(
+    small = narrow_linear(
         full.in_features,
         full.out_features,
         num_in,
@@ -130,13 +133,13 @@ def set_head_counts(model: nn.Module) -> None:
     Raises:
         SurgeryError: A layer is narrower than the others of its block, or is in no known block.
     """
-    names = {id(m): name for name, m in model.named_modules() if isinstance(m, NarrowLinear)}
+    names = {id(m): name for name, m in model.named_modules() if full_shape(m) is not None}
     for path, module in model.named_modules():
         form = form_of(module) if names else None
         if form is None:
             continue
         members = [module.get_submodule(p) for p in (*form.producers, form.consumer)]
-        narrow = [member for member in members if isinstance(member, NarrowLinear)]
+        narrow = [m for m in members if isinstance(m, nn.Linear) and id(m) in names]
         if not narrow:
             continue
         if len(narrow) < len(members):
@@ -151,7 +154,7 @@ def set_head_counts(model: nn.Module) -> None:
         )
 
 
-def _set_heads(path: str, module: nn.Module, form: BlockForm, members: list[NarrowLinear]) -> None:
+def _set_heads(path: str, module: nn.Module, form: BlockForm, members: list[nn.Linear]) -> None:
     *producers, consumer = members
     width = consumer.in_features
     size = unit_size(path, module, form, [p.out_features for p in producers], width)

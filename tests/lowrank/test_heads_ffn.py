@@ -293,7 +293,7 @@ def test_the_blocks_are_really_narrower(family, attention):
         width = int(columns.sum())
         assert 0 < width < len(columns)
         layer = small.get_submodule(consumer)
-        assert isinstance(layer, nn.Linear)
+        assert type(layer) is nn.Linear
         assert layer.weight.shape == (WIDTH, width)
         assert torch.equal(layer.bias, dense.get_submodule(consumer).bias)
         for name in producers:
