@@ -15,7 +15,17 @@ from lowrank.gate import GateConfig, HardConcreteGate
 from lowrank.gated_embedding import GatedEmbedding
 from lowrank.lagrangian import AugmentedLagrangian
 from lowrank.linear import GatedLinear, LowRankLinear
-from lowrank.methods import Adaptive, Agp, FixedRank, FlopAgp, FlopL0, Method, NeuronL0, Start
+from lowrank.methods import (
+    Adaptive,
+    Agp,
+    FixedRank,
+    FlopAgp,
+    FlopL0,
+    HeadsFfn,
+    Method,
+    NeuronL0,
+    Start,
+)
 from lowrank.moments import InputMoments, collect_moments
 from lowrank.projection import Projection, project
 from lowrank.pruner import Pruner
@@ -38,6 +48,7 @@ __all__ = [
     "GatedEmbedding",
     "GatedLinear",
     "HardConcreteGate",
+    "HeadsFfn",
     "InputMoments",
     "LayerShape",
     "LowRankEmbedding",

@@ -24,8 +24,8 @@ from lowrank.pruned import PrunedLayer
 from lowrank.sliced import SlicedLinear
 
 SCHEMA_VERSION = 3
-"""1 had low-rank layers only, without a form; 2 had no embeddings, and factors with other names.
-Both are still read."""
+"""1 had low-rank layers only, without a form; 2 had neither embeddings nor narrow layers, and other
+names for factors. Both are still read."""
 WEIGHTS = "model.safetensors"
 MANIFEST = "lowrank.json"
 MANIFEST_TYPES = {

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.embedding import LowRankEmbedding, LowRankHead, is_embedding
-from lowrank.errors import ExportError
+from lowrank.errors import ExportError, SurgeryError
 from lowrank.linear import LowRankLinear, is_matrix_layer
+from lowrank.narrow import full_shape, narrow_linear, set_head_counts
 from lowrank.prunable import prunable_shape
 from lowrank.sliced import SlicedLinear
 from lowrank.surgery import replace_layers
@@ -17,6 +18,7 @@ from lowrank.surgery import replace_layers
 LAYER_SIZES = {
     "low-rank": ("rank",),
     "sliced": ("num_in", "num_out"),
+    "narrow": ("num_in", "num_out"),
     "low-rank-embedding": ("rank",),
     "low-rank-head": ("rank",),
 }
@@ -53,6 +55,10 @@ def _described(module: nn.Module) -> dict[str, Any]:
         rows, width = module.num_embeddings, module.embedding_dim
         form: dict[str, Any] = {"form": "low-rank-embedding", "rank": module.rank}
         return form | {"in_features": width, "out_features": rows, "bias": False}
+    if isinstance(module, nn.Linear) and (full := full_shape(module)) is not None:
+        form = {"form": "narrow", "num_in": module.in_features, "num_out": module.out_features}
+        widths = {"in_features": full.in_features, "out_features": full.out_features}
+        return form | widths | {"bias": module.bias is not None}
     if isinstance(module, LowRankLinear):
         form = {"form": "low-rank", "rank": module.rank}
         bias = module.bias
@@ -109,7 +115,12 @@ def restructured(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Modu
         if id(module) not in made:
             tied = made.get(id(modules.get(layer.get("tied_to") or "")))
             made[id(module)] = _empty(name, layer, module, tied)
-    return replace_layers(model, lambda _, module: made.get(id(module)))
+    model = replace_layers(model, lambda _, module: made.get(id(module)))
+    try:
+        set_head_counts(model)
+    except SurgeryError as error:
+        raise ExportError(f"the export does not fit this model; {error}") from error
+    return model
 
 
 def _may_become(dense: nn.Module, form: str) -> bool:
@@ -147,5 +158,7 @@ def _empty(name: str, layer: dict[str, Any], dense: nn.Module, tied: nn.Module |
             bias = nn.Parameter(torch.empty(layer["out_features"]))
         assert bias is None or isinstance(bias, nn.Parameter)
         return LowRankHead.tied(tied, bias, layer["zero_row"])
+    if layer["form"] == "narrow":
+        return narrow_linear(*widths, bias=layer["bias"], **sizes)
     small = LowRankLinear if layer["form"] == "low-rank" else SlicedLinear
     return small(*widths, bias=layer["bias"], **sizes)

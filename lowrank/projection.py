@@ -82,8 +82,8 @@ def floor_units(
         least = math.ceil(spent / total * 1e6) / 1e6
         floor = floors if isinstance(floors, int) else f"{min(kept.values())} or more"
         raise DensityError(
-            f"density >= {least:.6f} must hold to keep rank {floor} in each of "
-            f"{len(costs)} layers, got {density}"
+            f"density >= {least:.6f} must hold to keep each of {len(costs)} layers at its floor, "
+            f"{floor} of its units, got {density}"
         )
     return kept
 

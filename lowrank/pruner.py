@@ -75,19 +75,16 @@ class Pruner:
         match = find_layers(model, include, exclude, embeddings)
         dense = _prunables(match, moments or {}, counts or {})
         self.shapes: dict[str, LayerShape] = {name: each.shape for name, each in dense.items()}
-        # before any training: a target that no projection can meet is known already
-        costs = {name: currency.cost(name, method.cost(s)) for name, s in self.shapes.items()}
-        floor_units(costs, method.density, method.floors(self.shapes))
-        self.layers: dict[str, PrunedLayer] = {
-            name: _inserted(name, each, method) for name, each in dense.items()
-        }
+        self.layers: dict[str, PrunedLayer] = method.layers(model, dense)
         self.control = method.control(self.layers, currency)
+        # before any training: a target that no projection can meet is known already
+        floor_units(self.control.costs, method.density, self.control.floors)
         for name, layer in self.layers.items():
             layer.dense_from = _dense_from(self.control.costs[name], layer.shape)
         # last, so that a refusal leaves the model as it was
         new: dict[int, nn.Module] = {}
-        for name, each in dense.items():
-            new |= zip(map(id, each.modules), self.layers[name].stand_ins, strict=True)
+        for name, layer in self.layers.items():
+            new |= zip(map(id, dense[name].modules), layer.stand_ins, strict=True)
         self.model = replace_layers(model, lambda _, module: new.get(id(module)))
         self._begin_step()
         logger.info("%d layers, %d parameters to prune", len(self.layers), self.num_dense)
@@ -161,11 +158,8 @@ class Pruner:
         """
         self._check_not_finished()
         projection = projection or self.project()
-        small: dict[int, nn.Module] = {}
-        for name, layer in self.layers.items():
-            keep = projection.keep[name].to(_device(layer))
-            small |= zip(map(id, layer.stand_ins), layer.compact_all(keep), strict=True)
-        self.model = replace_layers(self.model, lambda _, module: small.get(id(module)))
+        keep = {n: projection.keep[n].to(_device(layer)) for n, layer in self.layers.items()}
+        self.model = self.method.compact(self.model, self.layers, keep)
         self.layers = {}
         return self.model
 
@@ -214,10 +208,3 @@ def _dense_from(cost: Cost, shape: LayerShape) -> int:
 
 def _device(layer: nn.Module) -> torch.device:
     return next(layer.parameters()).device
-
-
-def _inserted(name: str, dense: Prunable, method: Method) -> PrunedLayer:
-    try:
-        return method.layer(dense)
-    except LowRankError as error:
-        raise LowRankError(f"layer {name!r}: {error}") from error

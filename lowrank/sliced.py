@@ -112,13 +112,19 @@ def sliced(layer: PrunedLinear, weight: Tensor, keep_in: Tensor, keep_out: Tenso
 
 class GatedInputLinear(PrunedLinear):
     """y = W diag(z) x + b: input-feature ("neuron") pruning, NP-L0 of Wang et al. 2020
-    (arXiv 1910.04732, section 4.2)."""
+    (arXiv 1910.04732, section 4.2).
 
-    def __init__(self, dense: nn.Module, gate: Gate) -> None:
+    Args:
+        dense: The layer to stand for.
+        gate: Not yet trained.
+        unit_size: Consecutive input features that share a gate; divides their number.
+    """
+
+    def __init__(self, dense: nn.Module, gate: Gate, unit_size: int = 1) -> None:
         super().__init__(dense)
         weight = dense_weight(dense)
-        self.gate = gate.to(weight.device)
-        scale = self.gate.value().to(weight.device)
+        self.gate, self.unit_size = gate.to(weight.device), unit_size
+        scale = self._spread(self.gate.value().to(weight.device))
         # Conv1D's comes transposed, and safetensors refuses views
         scaled = (weight.detach().double() / scale).to(weight).contiguous()
         self.weight = nn.Parameter(scaled)
@@ -126,10 +132,17 @@ class GatedInputLinear(PrunedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[*batch, in_features] -> [*batch, out_features]."""
-        return F.linear(x * self.gate().to(x.dtype), self.weight, self.bias)
+        return F.linear(x * self._spread(self.gate()).to(x.dtype), self.weight, self.bias)
 
     def compact(self, keep: Tensor) -> nn.Module:
-        with torch.no_grad():
-            weight = (self.weight.double() * self.gate.value()).to(self.weight)
         rows = torch.ones(self.shape.out_features, dtype=torch.bool, device=keep.device)
-        return sliced(self, weight, keep, rows)
+        return sliced(self, self.gated_weight(), keep, rows)
+
+    def gated_weight(self) -> Tensor:
+        """W diag(z) with the gates' final value, [out_features, in_features], no gradient."""
+        with torch.no_grad():
+            return (self.weight.double() * self._spread(self.gate.value())).to(self.weight)
+
+    def _spread(self, z: Tensor) -> Tensor:
+        """[num_gates] -> [in_features]."""
+        return z if self.unit_size == 1 else z.repeat_interleave(self.unit_size)

@@ -32,6 +32,7 @@ from orchestrator.records import CampaignResult, ModelRecord
 from orchestrator.search import expected_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec
+from orchestrator.spec_search import ComparedMethod
 from orchestrator.tracking import RunWriter, Tracking, default_tracking_uri
 from orchestrator.training_stage import TrainingStage
 
@@ -139,15 +140,19 @@ class Campaign:
         return TaskState(task=task, data=data, run_id=run_id)
 
     def _check_model(self, task: AnyTask, data: PreparedData) -> None:
-        """A model that cannot be built, or patterns that match nothing, stop the campaign here."""
+        """A model that cannot be built, patterns that match nothing, or layers that one of the
+        methods cannot prune, stop the campaign here."""
         from lowrank.errors import LowRankError
         from lowrank.prunable import prunable_shape
         from lowrank.surgery import find_layers
+        from orchestrator.methods import check_layers
 
         model = build_model(task, data, self.spec.seed)
         method = self.spec.method_of(task)
         try:
             match = find_layers(model, method.include, method.exclude, method.embeddings)
+            for compared in self.spec.search.methods.values() or [ComparedMethod()]:
+                check_layers(self.spec.method_of(task, compared.changes), model, match.layers)
         except LowRankError as error:
             raise CampaignError(f"method of task {task.name}: {error}") from error
         total = sum(p.numel() for p in model.parameters())

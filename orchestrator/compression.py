@@ -179,7 +179,7 @@ def _project(
 
 def _ranks(pruner: Pruner, projection: Projection) -> dict[str, dict[str, int]]:
     """Per layer of a factorized model; empty for methods that prune other units."""
-    shapes, costs = pruner.shapes, pruner.control.costs
+    shapes, costs = pruner.control.shapes, pruner.control.costs
     if any(not isinstance(pruner.method.cost(shape), LayerShape) for shape in shapes.values()):
         return {}
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -9,7 +10,17 @@ from torch import nn
 from lowrank.currency import Currency, Latency, Macs, positions_per_token
 from lowrank.gate import GateConfig
 from lowrank.latency import latency_tables
-from lowrank.methods import Adaptive, Agp, FixedRank, FlopAgp, FlopL0, Method, NeuronL0, Start
+from lowrank.methods import (
+    Adaptive,
+    Agp,
+    FixedRank,
+    FlopAgp,
+    FlopL0,
+    HeadsFfn,
+    Method,
+    NeuronL0,
+    Start,
+)
 from lowrank.surgery import Match
 from orchestrator.spec_method import MethodSpec
 from orchestrator.tasks import TrainingTask
@@ -34,8 +45,15 @@ def make_method(spec: MethodSpec) -> Method:
         "flop-agp": _flop_agp,
         "agp": _agp,
         "np-l0": _neuron_l0,
+        "heads-ffn": _heads_ffn,
     }
     return makers[spec.kind](spec)
+
+
+def check_layers(spec: MethodSpec, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Raise SurgeryError for layers that the method cannot prune."""
+    if spec.kind != "from-scratch":
+        make_method(spec).check(model, layers)
 
 
 def _adaptive(spec: MethodSpec) -> Method:
@@ -73,6 +91,10 @@ def _faithful(spec: MethodSpec) -> Method:
 
 def _neuron_l0(spec: MethodSpec) -> Method:
     return NeuronL0(**_hard_concrete(spec))
+
+
+def _heads_ffn(spec: MethodSpec) -> Method:
+    return HeadsFfn(**_hard_concrete(spec), floor_fraction=spec.floor_fraction)
 
 
 def _flop_agp(spec: MethodSpec) -> Method:

@@ -17,7 +17,15 @@ Density = Annotated[float, Field(gt=0, le=1)]
 Patterns = Annotated[list[str], Field(min_length=1)]
 
 Kind = Literal[
-    "adaptive", "low-rank", "flop-l0", "faithful", "flop-agp", "agp", "np-l0", "from-scratch"
+    "adaptive",
+    "low-rank",
+    "flop-l0",
+    "faithful",
+    "flop-agp",
+    "agp",
+    "np-l0",
+    "heads-ffn",
+    "from-scratch",
 ]
 
 GATED_FRACTION = {
@@ -28,11 +36,13 @@ GATED_FRACTION = {
     "flop-agp": 0.6,
     "agp": 0.6,
     "np-l0": 0.3,
+    "heads-ffn": 0.3,
     "from-scratch": 0.0,
 }
 """Part of the steps before the structure is fixed, by kind. Gates need some hundred steps and
 recovery is where the loss comes back; magnitudes need time to grow apart, and the published method
-samples its gates to the end (docs/results/language-modelling.md)."""
+samples its gates to the end (docs/results/language-modelling.md). `heads-ffn` has the gates and the
+multipliers of `flop-l0`, and so its part."""
 
 
 _START = ("start", "calibration_batches", "budget")
@@ -48,6 +58,7 @@ OWN_FIELDS: dict[str, tuple[str, ...]] = {
     "flop-agp": (*_RANKS, *_GATED, "scope"),
     "agp": (*_GATED, "granularity", "block", "movement", "scope", "budget"),
     "np-l0": (*_GATED, *_CONCRETE, "budget"),
+    "heads-ffn": (*_GATED, *_CONCRETE, "floor_fraction", "budget"),
     "from-scratch": ("form",),
 }
 """Fields that not every kind reads, by kind."""
@@ -65,8 +76,9 @@ class MethodSpec(Block):
     """`adaptive`: ranks by deterministic gates, the default. `low-rank`: fixed ranks. `flop-l0`:
     ranks by hard concrete gates (Wang et al. 2020), `faithful`: the same as published. `flop-agp`:
     ranks by the magnitude of a trained diagonal. `agp`: magnitude or movement pruning of weights,
-    blocks, rows, columns. `np-l0`: hard concrete gates on input features. `from-scratch`: a small
-    model trained anew for the dense model's steps and these."""
+    blocks, rows, columns. `np-l0`: hard concrete gates on input features. `heads-ffn`: the same on
+    attention heads and feed-forward neurons of BERT-like models and GPT-2 (after Xia et al. 2022).
+    `from-scratch`: a small model trained anew for the dense model's steps and these."""
     include: Patterns = Field(default=["*"])
     exclude: list[str] = Field(default=["*lm_head*", "*classifier*", "*score*", "*pooler*"])
     density: Density = 0.3
@@ -110,7 +122,8 @@ class MethodSpec(Block):
     allocation: Literal["uniform", "greedy"] = "uniform"
     """`low-rank` only: equal fractions of every layer, or largest singular values per cost."""
     floor_fraction: float = Field(0.5, ge=0, le=1)
-    """Least rank of a layer, as a fraction of its uniform rank."""
+    """Least rank of a layer, as a fraction of its uniform rank; for `heads-ffn` least heads and
+    least neurons of a block, as a fraction of what a uniform choice would leave."""
     price_floor: float = Field(0.1, ge=0, le=1)
     """Hard concrete gates: least gradient of the expected size in log_alpha; without it the penalty
     cannot reach open gates."""
@@ -165,7 +178,7 @@ class MethodSpec(Block):
     def _embedding_errors(self) -> list[dict[str, Any]]:
         if not self.embeddings:
             return []
-        if self.kind in ("agp", "np-l0"):
+        if self.kind in ("agp", "np-l0", "heads-ffn"):
             return [rule(("embeddings",), f"kind {self.kind!r} prunes no embeddings")]
         if self.budget == "latency":
             message = "cannot be pruned under `budget: latency`, which times matrices only"

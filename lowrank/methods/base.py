@@ -17,6 +17,7 @@ from lowrank.errors import LowRankError
 from lowrank.projection import Projection, project
 from lowrank.prunable import Prunable
 from lowrank.pruned import PrunedLayer
+from lowrank.surgery import replace_layers
 
 LayerT = TypeVar("LayerT", bound=PrunedLayer)
 
@@ -42,13 +43,47 @@ class Method(ABC):
         if self.min_rank < 1:
             raise LowRankError(f"min_rank >= 1 must hold, got {self.min_rank}")
 
-    @abstractmethod
     def layer(self, dense: Prunable) -> PrunedLayer:
-        """What stands for a dense layer while it is pruned.
+        """What stands for a dense layer while it is pruned; unless `layers` is the method's own.
 
         Raises:
             LowRankError: It cannot be pruned by this method, or not with what is known of it.
         """
+        raise NotImplementedError
+
+    def check(self, model: nn.Module, matched: Mapping[str, nn.Module]) -> None:
+        """Raise SurgeryError for layers that this method cannot prune, before any training."""
+        return None
+
+    def layers(self, model: nn.Module, matched: Mapping[str, Prunable]) -> dict[str, PrunedLayer]:
+        """What stands for which of the matched layers, by their names; here for every one.
+
+        Args:
+            model: Not changed.
+            matched: Matrices of it, by name.
+        """
+        return {name: self._named_layer(name, dense) for name, dense in matched.items()}
+
+    def _named_layer(self, name: str, dense: Prunable) -> PrunedLayer:
+        try:
+            return self.layer(dense)
+        except LowRankError as error:
+            raise LowRankError(f"layer {name!r}: {error}") from error
+
+    def compact(
+        self, model: nn.Module, layers: Mapping[str, PrunedLayer], keep: Mapping[str, Tensor]
+    ) -> nn.Module:
+        """The model with plain layers in place of the pruned ones.
+
+        Args:
+            model: Changed in place, unless it is itself a layer.
+            layers: As `layers` made them.
+            keep: Masks of their units, bool [num_units] each.
+        """
+        small: dict[int, nn.Module] = {}
+        for name, layer in layers.items():
+            small |= zip(map(id, layer.stand_ins), layer.compact_all(keep[name]), strict=True)
+        return replace_layers(model, lambda _, module: small.get(id(module)))
 
     @abstractmethod
     def control(self, layers: dict[str, Any], currency: Currency) -> Control[Any]:
@@ -75,9 +110,9 @@ class Control(ABC, Generic[LayerT]):
     def __init__(self, layers: dict[str, LayerT], method: Method, currency: Currency) -> None:
         self.layers, self.method = layers, method
         self.step_index = 0
-        shapes = {name: layer.shape for name, layer in layers.items()}
-        self.costs = {name: currency.cost(name, method.cost(s)) for name, s in shapes.items()}
-        self.floors = method.floors(shapes)
+        self.shapes = {name: layer.shape for name, layer in layers.items()}
+        self.costs = {n: currency.cost(n, method.cost(s)) for n, s in self.shapes.items()}
+        self.floors = method.floors(self.shapes)
 
     @property
     def progress(self) -> float:

@@ -293,6 +293,23 @@ class TestCompress:
         assert "pattern 'nothing.*' matches no layer; layers that can be matched: " in result.stderr
 
 
+class TestRun:
+    def test_layers_that_a_compared_method_cannot_prune_stop_it_before_any_training(
+        self, lowrank: Lowrank, store: str, tmp_path: Path
+    ):
+        spec = write_spec(
+            tmp_path,
+            "  penalty_lr: {log_uniform: [0.01, 1]}\n",
+            "  methods: {ranks: {}, width: {kind: heads-ffn}}\n",
+        )
+        result = lowrank("run", spec, "--set", "method.exclude=['*c_proj*']")
+        assert result.exit_code == 1
+        shown = result.stderr
+        assert "method of task letters: transformer.h.0.attn: heads and neurons are pruned" in shown
+        assert "transformer.h.0.attn.c_proj did not, or is tied" in shown
+        assert not list((tmp_path / "runs").glob("**/*.safetensors"))
+
+
 class TestAfterARun:
     """A finished campaign is laid out by hand: two registered models of one task."""
 

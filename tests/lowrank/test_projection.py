@@ -192,7 +192,9 @@ def test_below_the_floor_the_message_gives_a_density_that_works(problem, data):
     total = sum(rows * columns for rows, columns in sizes)
     assume(floor > 1)
     short = data.draw(st.integers(1, floor - 1))
-    with pytest.raises(DensityError, match=f"rank {min_rank} in each of {len(sizes)}") as error:
+    with pytest.raises(
+        DensityError, match=f"each of {len(sizes)} layers at its floor, {min_rank} of"
+    ) as error:
         call(sizes, scores, Fraction(short, total), min_rank)
     least = float(re.search(r"density >= ([0-9.]+) must hold", str(error.value)).group(1))
     assert least == pytest.approx(floor / total, abs=1e-6)

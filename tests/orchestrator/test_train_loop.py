@@ -226,7 +226,7 @@ def test_patterns_that_match_nothing_are_named(either: Family, dense: bool):
 
 def test_a_density_out_of_reach_costs_no_training(lm: Family):
     job = make_job(lm.task, lm.data, method(density=0.001), lm.dense.export)
-    with pytest.raises(DensityError, match=r"density >= 0\.\d+ must hold to keep rank 1"):
+    with pytest.raises(DensityError, match=r"density >= 0\.\d+ must hold to keep each of"):
         run_job(job, LocalWorkers(lambda *_: pytest.fail("it trained")))
 
 
