@@ -7,11 +7,12 @@ See `lowrank.pruner` for the loop, docs/method.md for the method.
 
 from lowrank.currency import Currency, Macs
 from lowrank.density import LayerShape, expected_density, realized_density
-from lowrank.embedding import GatedEmbedding, LowRankEmbedding, LowRankHead
+from lowrank.embedding import LowRankEmbedding, LowRankHead
 from lowrank.errors import DensityError, ExportError, LowRankError, SurgeryError
 from lowrank.export import load, save
 from lowrank.factorize import Factorization, factorize, factorize_rows
 from lowrank.gate import GateConfig, HardConcreteGate
+from lowrank.gated_embedding import GatedEmbedding
 from lowrank.lagrangian import AugmentedLagrangian
 from lowrank.linear import GatedLinear, LowRankLinear
 from lowrank.methods import Adaptive, Agp, FixedRank, FlopAgp, FlopL0, Method, NeuronL0, Start

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.density import Cost, LayerShape, capped_charge
+from lowrank.density import Cost, FactoredShape, LayerShape, LinearCost, capped_charge
 from lowrank.errors import LowRankError
 from lowrank.probe import evaluating, watching
 
@@ -179,6 +179,10 @@ class Macs(Currency):
         """
         if layer not in self.lookups:
             return ScaledCost(base, self.positions[layer])
+        if isinstance(base, FactoredShape):
+            # a look-up in factors is never free
+            output = self.positions.get(layer, 0.0) * base.num_per_component
+            return LinearCost(base.inner, output + self.lookups[layer] * base.in_features)
         if not self.positions.get(layer) or not isinstance(base, LayerShape):
             raise LowRankError(
                 f"{layer!r}: a budget in multiply-accumulates cannot prune an embedding without an "

@@ -71,6 +71,11 @@ class LayerShape:
         """Largest rank whose two factors are smaller than the matrix; may be 0."""
         return (self.num_dense - 1) // self.num_per_component
 
+    @property
+    def least_rank(self) -> int:
+        """A layer without any component would cut its branch off."""
+        return 1
+
     def num_parameters(self, rank: int) -> int:
         """Stored parameters at a rank: min(dense, factorized), for the cheaper form is stored."""
         return min(self.num_dense, rank * self.num_per_component)
@@ -96,6 +101,34 @@ class LayerShape:
 
     def charge(self, kept: Tensor) -> Tensor:
         return capped_charge(self, kept)
+
+
+@dataclass(frozen=True, slots=True)
+class FactoredShape(LayerShape):
+    """A matrix that is two factors from the start, W = A B: nothing to break even with.
+
+    Its densities are of the factors. All of its components may go: what is left is zero, or a bias.
+    """
+
+    inner: int
+    """Components, at most the smaller side."""
+
+    @property
+    def num_dense(self) -> int:
+        """Parameters of the factors."""
+        return self.full_rank * self.num_per_component
+
+    @property
+    def full_rank(self) -> int:
+        return self.inner
+
+    @property
+    def break_even_rank(self) -> int:
+        return self.inner
+
+    @property
+    def least_rank(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lowrank.embedding import LowRankEmbedding, LowRankHead, is_embedding
 from lowrank.errors import ExportError
+from lowrank.gated_embedding import table_shape
 from lowrank.linear import LowRankLinear, is_matrix_layer, layer_shape
 from lowrank.sliced import SlicedLinear
 from lowrank.surgery import replace_layers
@@ -22,15 +23,14 @@ LAYER_SIZES = {
 """What besides width and bias tells how big a layer of each form is. The matrix of an embedding is
 that of the output projection which may be tied to it, [tokens, width]: tokens go out, width in."""
 HEAD_KEYS = ("tied_to", "zero_row")
-"""Of a low-rank head: the embedding whose factors it uses, and its token without gradient."""
+"""Of a low-rank head: the embedding whose factors it uses, null for factors of its own; and its
+token without gradient, or null."""
+VANISHING = ("low-rank-embedding", "low-rank-head")
+"""Forms that may have rank 0."""
 
 
 def described_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """For every small layer of a model what a manifest says of it.
-
-    Raises:
-        ExportError: A low-rank head is there without its embedding.
-    """
+    """For every small layer of a model what a manifest says of it."""
     found: dict[str, dict[str, Any]] = {}
     names = {
         id(module.weight): name
@@ -40,9 +40,7 @@ def described_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
     for name, module in model.named_modules(remove_duplicate=False):
         layer = _described(module)
         if isinstance(module, LowRankHead):
-            if id(module.weight) not in names:
-                raise ExportError(f"{name}: the embedding that it is tied to is not in the model")
-            layer |= {"tied_to": names[id(module.weight)], "zero_row": module.zero_row}
+            layer |= {"tied_to": names.get(id(module.weight)), "zero_row": module.zero_row}
         if layer:
             found[name] = layer
     return found
@@ -78,13 +76,14 @@ def check_layer(place: str, layer: Any) -> None:
     if not layer.keys() >= {"in_features", "out_features", "bias", *sizes}:
         wanted = sorted({"in_features", "out_features", "bias", *sizes})
         raise ExportError(f"{place} must have {wanted}")
+    least = 0 if layer["form"] in VANISHING else 1
     for size in sizes:
-        if not isinstance(layer[size], int) or layer[size] < 1:
-            raise ExportError(f"{place}: {size} >= 1 must hold")
+        if not isinstance(layer[size], int) or layer[size] < least:
+            raise ExportError(f"{place}: {size} >= {least} must hold")
     if layer["form"] == "low-rank-head":
-        row = layer.get("zero_row", "missing")
-        if not isinstance(layer.get("tied_to"), str) or not (row is None or type(row) is int):
-            raise ExportError(f"{place} must have {list(HEAD_KEYS)}, a name and a row or null")
+        tied, row = (layer.get(key, ...) for key in HEAD_KEYS)
+        if not isinstance(tied, str | None) or not (row is None or type(row) is int):
+            raise ExportError(f"{place} must have {list(HEAD_KEYS)}: a name, a row, or null")
 
 
 def restructured(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Module:
@@ -98,11 +97,10 @@ def restructured(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Modu
     # heads last: they are made of their embeddings
     for name, layer in sorted(layers.items(), key=lambda item: item[1]["form"] == "low-rank-head"):
         module = modules.get(name)
-        embedded = layer["form"] == "low-rank-embedding"
-        known = module is not None and (is_embedding if embedded else is_matrix_layer)(module)
-        if module is None or not known:
+        if module is None or not _may_become(module, layer["form"]):
             raise ExportError(f"layer {name!r} of the export does not exist in this model")
-        shape = layer_shape(module)
+        factored = isinstance(module, LowRankEmbedding | LowRankHead)
+        shape = table_shape(module) if factored else layer_shape(module)
         wanted = (layer["in_features"], layer["out_features"])
         if (shape.in_features, shape.out_features) != wanted:
             raise ExportError(
@@ -110,9 +108,17 @@ def restructured(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Modu
                 f"{(shape.in_features, shape.out_features)} in this model"
             )
         if id(module) not in made:
-            tied = made.get(id(modules.get(layer.get("tied_to", ""))))
+            tied = made.get(id(modules.get(layer.get("tied_to") or "")))
             made[id(module)] = _empty(name, layer, module, tied)
     return replace_layers(model, lambda _, module: made.get(id(module)))
+
+
+def _may_become(dense: nn.Module, form: str) -> bool:
+    """Whether a module of a new model is one that a small layer of this form came from."""
+    if form == "low-rank-embedding":
+        return is_embedding(dense) or isinstance(dense, LowRankEmbedding)
+    factored = form == "low-rank-head" and isinstance(dense, LowRankHead)
+    return factored or is_matrix_layer(dense)
 
 
 def _empty(name: str, layer: dict[str, Any], dense: nn.Module, tied: nn.Module | None) -> nn.Module:
@@ -121,7 +127,13 @@ def _empty(name: str, layer: dict[str, Any], dense: nn.Module, tied: nn.Module |
     sizes = {key: layer[key] for key in LAYER_SIZES[layer["form"]]}
     if layer["form"] == "low-rank-embedding":
         assert isinstance(dense, nn.Embedding)
-        return LowRankEmbedding(widths[1], widths[0], layer["rank"], dense.padding_idx)
+        table = LowRankEmbedding(widths[1], widths[0], layer["rank"], dense.padding_idx)
+        table.first_token = getattr(dense, "first_token", 0)
+        return table
+    if layer["form"] == "low-rank-head" and layer["tied_to"] is None:
+        head = LowRankHead(*widths, layer["rank"], layer["bias"])
+        head.first_token = getattr(dense, "first_token", 0)
+        return head
     if layer["form"] == "low-rank-head":
         if not isinstance(tied, LowRankEmbedding) or tied.rank != layer["rank"]:
             raise ExportError(
@@ -135,6 +147,6 @@ def _empty(name: str, layer: dict[str, Any], dense: nn.Module, tied: nn.Module |
         if bias is None and layer["bias"]:
             bias = nn.Parameter(torch.empty(layer["out_features"]))
         assert bias is None or isinstance(bias, nn.Parameter)
-        return LowRankHead(tied, bias, layer["zero_row"])
+        return LowRankHead.tied(tied, bias, layer["zero_row"])
     small = LowRankLinear if layer["form"] == "low-rank" else SlicedLinear
     return small(*widths, bias=layer["bias"], **sizes)

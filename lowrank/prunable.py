@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from lowrank.density import LayerShape
-from lowrank.embedding import GatedEmbedding
+from lowrank.embedding import LowRankEmbedding, LowRankHead
 from lowrank.errors import LowRankError
 from lowrank.factorize import Factorization, factorize, factorize_rows
 from lowrank.gate import Gate
+from lowrank.gated_embedding import GatedEmbedding, GatedLowRankHead, table_shape
 from lowrank.linear import GatedLinear, dense_weight, layer_shape
 from lowrank.moments import InputMoments
 from lowrank.pruned import GatedFactors
@@ -83,37 +86,49 @@ class PrunableLinear(Prunable):
         return self.layer
 
 
-class PrunableEmbedding(Prunable):
-    """A plain nn.Embedding, and the output projections that are tied to it.
+class PrunableTable(Prunable):
+    """An embedding and the output projections that are tied to it, or a factored projection alone.
 
     Factors are weighted by what is known: how often tokens occur, what enters the heads. Of the
     latter the second moment, not the covariance: a shift of the heads' bias would mend one of the
     two ends only.
 
     Args:
-        embedding: The module.
-        heads: nn.Linear modules with the same weight.
-        counts: How often each token occurs in training, [num_embeddings].
+        table: A plain nn.Embedding, a `LowRankEmbedding`, or a `LowRankHead` with factors of its
+            own.
+        heads: Output projections that hold the embedding's weight.
+        counts: How often each token occurs in training, [tokens].
         moments: Of the hidden states that enter the heads.
     """
 
     def __init__(
         self,
-        embedding: nn.Embedding,
+        table: nn.Embedding | LowRankHead,
         heads: Sequence[nn.Module] = (),
         counts: Tensor | None = None,
         moments: InputMoments | None = None,
     ) -> None:
-        self.embedding, self.heads = embedding, tuple(heads)
+        self.table, self.heads = table, tuple(heads)
         self.counts, self.moments = counts, moments
-        self.shape, self.modules = layer_shape(embedding), (embedding, *self.heads)
+        self.shape, self.modules = table_shape(table), (table, *self.heads)
 
     def factorize(self, rank: int | None, weighted: bool) -> tuple[Factorization, Tensor | None]:
-        weight = self.embedding.weight
         metric = self.moments.second_moment if weighted and self.moments is not None else None
-        if not weighted or self.counts is None:
-            return factorize(weight, rank, second_moment=metric), None
-        return factorize_rows(weight, self.counts, rank, second_moment=metric), None
+        weight, basis = self.table.weight, None
+        if isinstance(self.table, LowRankEmbedding | LowRankHead):
+            # A B = (A Rᵀ) Qᵀ with orthonormal Q: all is decided among the columns of A Rᵀ
+            basis, triangle = torch.linalg.qr(self.table.projection.detach().double().t())
+            weight = weight.detach().double() @ triangle.t()
+            metric = None if metric is None else basis.t() @ metric.to(basis) @ basis
+        if weighted and self.counts is not None:
+            found = factorize_rows(weight, self.counts, rank, second_moment=metric)
+        else:
+            found = factorize(weight, rank, second_moment=metric)
+        if basis is None:
+            return found, None
+        return replace(found, down=found.down @ basis.t()), None
 
-    def gated(self, gate: Gate, factors: Factorization, mean: Tensor | None) -> GatedEmbedding:
-        return GatedEmbedding(self.embedding, self.heads, gate, factors)
+    def gated(self, gate: Gate, factors: Factorization, mean: Tensor | None) -> GatedFactors:
+        if isinstance(self.table, LowRankHead):
+            return GatedLowRankHead(self.table, gate, factors)
+        return GatedEmbedding(self.table, self.heads, gate, factors)

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.currency import Currency
-from lowrank.density import Cost, LayerShape, LinearCost
+from lowrank.density import Cost, FactoredShape, LayerShape, LinearCost
+from lowrank.embedding import LowRankHead
 from lowrank.errors import LowRankError
 from lowrank.methods.base import Method
 from lowrank.moments import InputMoments
 from lowrank.projection import Projection, floor_units
-from lowrank.prunable import Prunable, PrunableEmbedding, PrunableLinear
+from lowrank.prunable import Prunable, PrunableLinear, PrunableTable
 from lowrank.pruned import PrunedLayer
 from lowrank.surgery import Match, find_layers, replace_layers
 
@@ -82,7 +83,7 @@ class Pruner:
         }
         self.control = method.control(self.layers, currency)
         for name, layer in self.layers.items():
-            layer.dense_from = _dense_from(self.control.costs[name])
+            layer.dense_from = _dense_from(self.control.costs[name], layer.shape)
         # last, so that a refusal leaves the model as it was
         new: dict[int, nn.Module] = {}
         for name, each in dense.items():
@@ -194,18 +195,20 @@ def _prunables(
     found: dict[str, Prunable] = {}
     for name, layer in match.layers.items():
         if name in match.heads:
-            assert isinstance(layer, nn.Embedding)
+            assert isinstance(layer, nn.Embedding | LowRankHead)
             heads = match.heads[name]
-            found[name] = PrunableEmbedding(layer, heads, counts.get(name), moments.get(name))
+            found[name] = PrunableTable(layer, heads, counts.get(name), moments.get(name))
         else:
             found[name] = PrunableLinear(layer, moments.get(name))
     return found
 
 
-def _dense_from(cost: Cost) -> int:
+def _dense_from(cost: Cost, shape: LayerShape) -> int:
     """Least number of kept units that is charged as the dense matrix, and then stored as it."""
     if isinstance(cost, LinearCost):
         return cost.num_units
+    if isinstance(shape, FactoredShape):
+        return cost.num_units + 1
     return next(k for k in range(cost.num_units + 1) if cost.cost(k) >= cost.dense_cost)
 
 

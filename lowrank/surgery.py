@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lowrank.embedding import is_embedding
+from lowrank.embedding import LowRankEmbedding, LowRankHead, is_embedding
 from lowrank.errors import SurgeryError
 from lowrank.linear import is_matrix_layer
 
@@ -31,7 +31,8 @@ class Match:
     tied: list[str]
     """Selected by name, left alone because their weight is shared."""
     heads: dict[str, list[nn.Module]] = field(default_factory=dict)
-    """For every selected embedding the output projections that are tied to it, often none."""
+    """For every selected embedding the output projections that are tied to it, often none; and
+    nothing for a selected `LowRankHead`."""
 
     @property
     def multiplying(self) -> dict[str, nn.Module]:
@@ -39,14 +40,20 @@ class Match:
         embedding without one is not among them."""
         found: dict[str, nn.Module] = {}
         for name, module in self.layers.items():
-            for used in self.heads.get(name, [module])[:1]:
+            looked_up = isinstance(module, nn.Embedding)
+            for used in self.heads.get(name, [])[:1] if looked_up else [module]:
                 found[name] = used
         return found
 
     @property
-    def embeddings(self) -> dict[str, nn.Module]:
-        """Those of the layers that are looked up."""
+    def tables(self) -> dict[str, nn.Module]:
+        """Those of the layers whose rows are tokens."""
         return {name: self.layers[name] for name in self.heads}
+
+    @property
+    def embeddings(self) -> dict[str, nn.Module]:
+        """Those of the tables that are looked up."""
+        return {n: table for n, table in self.tables.items() if isinstance(table, nn.Embedding)}
 
 
 def find_layers(
@@ -147,15 +154,23 @@ def _candidates(
 
 
 def _embeddings(model: nn.Module) -> dict[int, list[nn.Module]]:
-    """Identities of the embeddings that can be factorized, and the heads tied to each."""
+    """Identities of the tables that can be factorized, and the heads tied to each."""
     known = _input_embedding(model)
     users = _users(model)
     found = {}
     for module in model.modules():
-        if not is_embedding(module) or (known is not None and module is not known):
+        if getattr(module, "rank", None) == 0:
+            continue  # nothing is left to prune
+        if isinstance(module, LowRankHead):
+            if users[id(module.weight)] == [module]:
+                found[id(module)] = list[nn.Module]()
+            continue
+        factored = isinstance(module, LowRankEmbedding)
+        input_table = is_embedding(module) and (known is None or module is known)
+        if not (factored or input_table):
             continue
         heads = [user for user in users[id(module.weight)] if user is not module]
-        if all(type(head) is nn.Linear for head in heads):
+        if all(type(head) is (LowRankHead if factored else nn.Linear) for head in heads):
             found[id(module)] = heads
     return found
 

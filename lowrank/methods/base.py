@@ -30,7 +30,7 @@ class Method(ABC):
     gated_steps: int = 0
     """Steps before the projection, in which the choice is made while weights train."""
     min_rank: int = 1
-    """Units that every layer keeps at least."""
+    """Units that every layer keeps at least, unless it may vanish (`FactoredShape`)."""
 
     needs_moments = False
     """Whether layers are built from the moments of their inputs (`collect_moments`)."""
@@ -60,7 +60,7 @@ class Method(ABC):
 
     def floors(self, shapes: Mapping[str, LayerShape]) -> dict[str, int]:
         """Units that each layer keeps whatever its scores."""
-        return dict.fromkeys(shapes, self.min_rank)
+        return {name: least_units(shape, self.min_rank) for name, shape in shapes.items()}
 
 
 class Control(ABC, Generic[LayerT]):
@@ -154,10 +154,18 @@ def fraction_floors(
     smaller scores.
     """
     return {
-        name: max(least, min(shape.full_rank, math.floor(fraction * density * break_even)))
+        name: max(
+            least_units(shape, least),
+            min(shape.full_rank, math.floor(fraction * density * break_even)),
+        )
         for name, shape in shapes.items()
         for break_even in [shape.num_dense / shape.num_per_component]
     }
+
+
+def least_units(shape: LayerShape, least: int) -> int:
+    """`least`, but for matrices that may vanish: those have to earn even their first component."""
+    return least if shape.least_rank else 0
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

@@ -19,7 +19,8 @@ from lowrank import (
     Pruner,
     factorize,
 )
-from lowrank.embedding import GatedHead, is_embedding
+from lowrank.embedding import is_embedding
+from lowrank.gated_embedding import GatedHead
 from tests.lowrank import relative_error, scramble_gates
 from tests.lowrank.embeddings import ids, tagger
 
