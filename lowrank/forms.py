@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lowrank.embedding import LowRankEmbedding, LowRankHead, is_embedding
 from lowrank.errors import ExportError
-from lowrank.gated_embedding import table_shape
-from lowrank.linear import LowRankLinear, is_matrix_layer, layer_shape
+from lowrank.linear import LowRankLinear, is_matrix_layer
+from lowrank.prunable import prunable_shape
 from lowrank.sliced import SlicedLinear
 from lowrank.surgery import replace_layers
 
@@ -99,8 +99,7 @@ def restructured(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Modu
         module = modules.get(name)
         if module is None or not _may_become(module, layer["form"]):
             raise ExportError(f"layer {name!r} of the export does not exist in this model")
-        factored = isinstance(module, LowRankEmbedding | LowRankHead)
-        shape = table_shape(module) if factored else layer_shape(module)
+        shape = prunable_shape(module)
         wanted = (layer["in_features"], layer["out_features"])
         if (shape.in_features, shape.out_features) != wanted:
             raise ExportError(

@@ -56,6 +56,13 @@ class Prunable(ABC):
         raise LowRankError("this method prunes linear layers only")
 
 
+def prunable_shape(module: nn.Module) -> LayerShape:
+    """Of the matrix, or the factors, of a module that can be pruned."""
+    if isinstance(module, LowRankEmbedding | LowRankHead):
+        return table_shape(module)
+    return layer_shape(module)
+
+
 class PrunableLinear(Prunable):
     """An nn.Linear, or transformers' Conv1D.
 

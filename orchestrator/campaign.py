@@ -140,7 +140,7 @@ class Campaign:
     def _check_model(self, task: AnyTask, data: PreparedData) -> None:
         """A model that cannot be built, or patterns that match nothing, stop the campaign here."""
         from lowrank.errors import LowRankError
-        from lowrank.linear import layer_shape
+        from lowrank.prunable import prunable_shape
         from lowrank.surgery import find_layers
 
         model = build_model(task, data, self.spec.seed)
@@ -150,7 +150,7 @@ class Campaign:
         except LowRankError as error:
             raise CampaignError(f"method of task {task.name}: {error}") from error
         total = sum(p.numel() for p in model.parameters())
-        prunable = sum(layer_shape(layer).num_dense for layer in match.layers.values())
+        prunable = sum(prunable_shape(layer).num_dense for layer in match.layers.values())
         self.progress.line(
             f"{task.name}: {type(model).__name__}, {total:,} parameters, "
             f"{prunable:,} of them in {len(match.layers)} prunable matrices"

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.density import LayerShape
+from lowrank.density import FactoredShape, LayerShape
 from lowrank.hf import load_pretrained
-from lowrank.linear import layer_shape
 from lowrank.moments import InputMoments, collect_moments
 from lowrank.projection import Projection
 from lowrank.pruner import Pruner
@@ -95,7 +94,7 @@ def _make_pruner(job: Job, model: nn.Module, task: TrainingTask, workers: Worker
     moments, counts = None, None
     if method.needs_moments:
         moments = _moments(model, match.multiplying, task, workers, spec.calibration_batches)
-        counts = {name: _counts(task, table) for name, table in match.embeddings.items()}
+        counts = {name: _counts(task, table) for name, table in match.tables.items()}
     return Pruner(
         model,
         method,
@@ -110,9 +109,11 @@ def _make_pruner(job: Job, model: nn.Module, task: TrainingTask, workers: Worker
 
 
 def _counts(task: TrainingTask, table: nn.Module) -> Tensor:
-    """How often each token occurs in the training data; a table may have rows that no token has."""
-    counts = torch.zeros(layer_shape(table).out_features, dtype=torch.float64)
-    found = torch.from_numpy(task.data.token_counts("train"))
+    """How often each of a table's tokens occurs in the training data; rows may have no token."""
+    assert isinstance(table.weight, Tensor)
+    counts = torch.zeros(len(table.weight), dtype=torch.float64)
+    first = getattr(table, "first_token", 0)
+    found = torch.from_numpy(task.data.token_counts("train")[first : first + len(counts)])
     counts[: len(found)] = found
     return counts
 
@@ -188,6 +189,7 @@ def _ranks(pruner: Pruner, projection: Projection) -> dict[str, dict[str, int]]:
             "in_features": shapes[name].in_features,
             "out_features": shapes[name].out_features,
             "dense": int(costs[name].cost(rank) >= costs[name].dense_cost),
+            **({"factored": 1} if isinstance(shapes[name], FactoredShape) else {}),
         }
         for name, rank in projection.ranks.items()
     }

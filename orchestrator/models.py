@@ -8,15 +8,19 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from lowrank.models import STATEFUL_TYPES, register
+from lowrank.models import CLUSTERED_TYPES, STATEFUL_TYPES, register
 from orchestrator.data.prepare import PreparedData
 from orchestrator.errors import ModelError
 from orchestrator.spec import Classification, LanguageModelling, ModelSpec
 
 PACKAGE_PREFIX = "package:"
+CLUSTER_SHARES = (0.9, 0.98)
+"""Of the training data, that the words before each cutoff of an adaptive decoder make up: nine of
+ten places need cluster 0 only, and most words are in the last, narrowest cluster."""
 
 
 def resolve_pretrained(model: ModelSpec) -> str | None:
@@ -61,9 +65,16 @@ def auto_class_of(task: LanguageModelling | Classification) -> str:
 def carries_state(model: ModelSpec) -> bool:
     """Whether the model takes a `state` and returns the next one, so that it reads a text in
     pieces; a model that cannot be found does not, and fails where it is built."""
-    if model.type is not None:
-        return model.type in STATEFUL_TYPES
-    return _pretrained_type(resolve_pretrained(model)) in STATEFUL_TYPES
+    return _type_of(model) in STATEFUL_TYPES
+
+
+def takes_targets(model: ModelSpec) -> bool:
+    """Whether the model takes `targets` and returns their loss without all logits."""
+    return _type_of(model) in CLUSTERED_TYPES
+
+
+def _type_of(model: ModelSpec) -> str | None:
+    return model.type or _pretrained_type(resolve_pretrained(model))
 
 
 @functools.cache
@@ -139,7 +150,22 @@ def _data_fields(task: LanguageModelling | Classification, data: PreparedData) -
     else:
         # the defaults of a published config point outside a small vocabulary
         fields |= {"bos_token_id": None, "eos_token_id": None}
+        if task.model.type in CLUSTERED_TYPES:
+            fields |= {"cutoffs": _cutoffs(task, data)}
     return fields
+
+
+def _cutoffs(task: LanguageModelling, data: PreparedData) -> list[int]:
+    """Where the words so far make up each of `CLUSTER_SHARES` of the training data."""
+    if task.level != "word":
+        raise ModelError(
+            f"model.type: {task.model.type} needs `level: word`, whose ids are sorted by "
+            f"frequency, got {task.level!r}"
+        )
+    counts = np.cumsum(data.token_counts("train"))
+    edges = np.searchsorted(counts, [share * counts[-1] for share in CLUSTER_SHARES]) + 1
+    # a small vocabulary may have no room for all of them
+    return [int(edge) for edge in np.unique(edges) if edge < data.vocab_size]
 
 
 def _label_fields(data: PreparedData) -> dict[str, Any]:

@@ -133,7 +133,8 @@ class ModelRecord:
     """The method as it ran; empty for a dense reference."""
     densities: Densities | None = None
     ranks: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Per layer: rank, full_rank, in_features, out_features, dense (0 or 1)."""
+    """Per layer: rank, full_rank, in_features, out_features, dense (1 if nothing was removed, else
+    0); and factored, 1, for one that is two factors in the dense model too."""
     projection: dict[str, float] = field(default_factory=dict)
     """Validation metric just before and just after the projection, and the expected density."""
     speed: list[Speed] = field(default_factory=list)

@@ -178,7 +178,10 @@ def rank_figure_size(shown: Sequence[ModelRecord]) -> tuple[float, float]:
 
 
 def rank_share(layer: Mapping[str, int]) -> float:
-    """Kept rank over break-even rank, 1 where the layer stayed one dense matrix."""
+    """Kept rank over break-even rank, 1 where the layer stayed one dense matrix; over the full rank
+    for a layer that has factors from the start."""
+    if layer.get("factored"):
+        return layer["rank"] / layer["full_rank"]
     inputs, outputs = layer["in_features"], layer["out_features"]
     return 1.0 if layer["dense"] else layer["rank"] * (inputs + outputs) / (inputs * outputs)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lowrank.linear import layer_shape
+from lowrank.prunable import prunable_shape
 from lowrank.surgery import find_layers
 from orchestrator.errors import ModelError
 
@@ -45,7 +45,7 @@ def narrower_config(
         with torch.device("meta"):
             model = auto.from_config(candidate)
         layers = find_layers(model, include, exclude, embeddings).layers
-        return sum(layer_shape(layer).num_dense for layer in layers.values())
+        return sum(prunable_shape(layer).num_dense for layer in layers.values())
 
     allowed = density * prunable(config)
     # rotary embeddings turn pairs of dimensions

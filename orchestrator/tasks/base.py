@@ -114,8 +114,9 @@ def make_task(
     spec: LanguageModelling | Classification, data: PreparedData, seed: int
 ) -> TrainingTask:
     """The runtime form of a task of the spec."""
-    from orchestrator.models import carries_state
+    from orchestrator.models import carries_state, takes_targets
     from orchestrator.tasks.classification import ClassificationTask
+    from orchestrator.tasks.clustered import ClusteredLanguageModellingTask
     from orchestrator.tasks.language_modelling import LanguageModellingTask
     from orchestrator.tasks.recurrent import RecurrentLanguageModellingTask
 
@@ -123,4 +124,6 @@ def make_task(
         return ClassificationTask(spec, data, seed)
     if carries_state(spec.model):
         return RecurrentLanguageModellingTask(spec, data, seed)
+    if takes_targets(spec.model):
+        return ClusteredLanguageModellingTask(spec, data, seed)
     return LanguageModellingTask(spec, data, seed)

@@ -60,9 +60,19 @@ class LanguageModellingTask(TrainingTask):
         nats, count = 0.0, 0
         for batch in windows:
             inputs = _shifted(batch)
-            nats += _nats(model, inputs)
+            nats += self._nats(model, inputs)
             count += inputs["labels"].numel()
         return [nats, count]
+
+    def _nats(self, model: nn.Module, batch: Batch) -> float:
+        """Summed over the predictions of an evaluation batch."""
+        device = next(model.parameters()).device
+        with torch.inference_mode():
+            logits = model(input_ids=batch["input_ids"].to(device)).logits
+            loss = F.cross_entropy(
+                logits.float().flatten(0, 1), batch["labels"].to(device).flatten(), reduction="sum"
+            )
+        return float(loss.double())
 
     def combine(self, shards: list[Any], split: str) -> dict[str, float]:
         nats = sum(shard[0] for shard in shards)
@@ -92,13 +102,3 @@ class LanguageModellingTask(TrainingTask):
 def _shifted(windows: np.ndarray) -> Batch:
     tokens = torch.from_numpy(windows.astype(np.int64))
     return {"input_ids": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].contiguous()}
-
-
-def _nats(model: nn.Module, batch: Batch) -> float:
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        logits = model(input_ids=batch["input_ids"].to(device)).logits
-        loss = F.cross_entropy(
-            logits.float().flatten(0, 1), batch["labels"].to(device).flatten(), reduction="sum"
-        )
-    return float(loss.double())

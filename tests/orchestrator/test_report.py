@@ -257,6 +257,7 @@ def test_break_even_is_one_and_so_is_dense() -> None:
     assert rank_share(layer) == 1.0
     assert rank_share(layer | {"rank": 16}) == 0.25
     assert rank_share(layer | {"rank": 128, "dense": 1}) == 1.0
+    assert rank_share(layer | {"rank": 16, "factored": 1}) == 16 / layer["full_rank"]
 
 
 @pytest.mark.parametrize(
