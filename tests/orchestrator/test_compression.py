@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank.embedding import GatedEmbedding
 from lowrank.factorize import factorize, factorize_rows
+from lowrank.gated_embedding import GatedEmbedding
 from lowrank.hf import load_pretrained
 from lowrank.linear import dense_weight
 from lowrank.moments import InputMoments
