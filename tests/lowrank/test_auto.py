@@ -16,8 +16,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lowrank.auto
-from lowrank import ExportError, FixedRank, LowRankLinear, Pruner, Start
+from lowrank import Agp, ExportError, FixedRank, HeadsFfn, Method, Pruner, Start
+from lowrank.forms import described_layers
 from lowrank.hf import load_pretrained, save_pretrained
+from lowrank.models import register
 from tests.lowrank import tiny_bert, tiny_gpt2
 
 TOKENS = torch.arange(12)[None]
@@ -42,6 +44,26 @@ def tiny_llama() -> nn.Module:
     return LlamaForCausalLM(config).eval()
 
 
+def tiny_adaptive_decoder() -> nn.Module:
+    import transformers
+
+    register()
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(
+        "adaptive-decoder",
+        vocab_size=40,
+        cutoffs=[10, 20],
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        initializer_range=0.3,
+    )
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
 CAUSAL, CLASSES = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 MODELS: dict[str, Any] = {
     "gpt2": (tiny_gpt2, CAUSAL, False),
@@ -49,13 +71,21 @@ MODELS: dict[str, Any] = {
     "llama": (tiny_llama, CAUSAL, False),
     "bert": (tiny_bert, CLASSES, False),
     "bert with embedding": (tiny_bert, CLASSES, True),
+    "adaptive decoder": (tiny_adaptive_decoder, CAUSAL, True),
+    "narrow bert": (tiny_bert, CLASSES, False),
+    "sliced gpt2": (tiny_gpt2, CAUSAL, False),
 }
+METHODS: dict[str, Method] = {
+    "narrow bert": HeadsFfn(density=0.6, gated_steps=1),
+    "sliced gpt2": Agp(density=0.5, gated_steps=1, granularity="column"),
+}
+"""By default fixed ranks."""
 
 
 def compacted(kind: str) -> tuple[Any, str]:
     make, auto_class, embeddings = MODELS[kind]
-    method = FixedRank(density=0.4, start=Start())
-    exclude = ["classifier", *([] if embeddings else ["*lm_head"])]
+    method = METHODS.get(kind, FixedRank(density=0.4, start=Start()))
+    exclude = ["*pooler*", "classifier", *([] if embeddings else ["*lm_head"])]
     pruner = Pruner(make(), method, exclude=exclude, embeddings=embeddings)
     return pruner.finish().eval(), auto_class
 
@@ -90,7 +120,7 @@ def test_what_was_saved_is_loaded(exported):
     loaded = from_pretrained(auto_class, folder)
     assert type(loaded) is type(model)
     assert torch.equal(output(loaded), output(model))
-    assert any(isinstance(module, LowRankLinear) for module in loaded.modules())
+    assert described_layers(loaded) == described_layers(model) != {}
     assert ties(loaded) == ties(model)
     by_class = type(model).from_pretrained(folder)
     assert torch.equal(output(by_class), output(model))
@@ -108,6 +138,10 @@ def test_transformers_saves_it_again(exported, tmp_path):
         ) + sum(b.numel() for n, b in model.named_buffers() if n in stored)
 
 
+BODIES = [kind for kind in MODELS if kind != "adaptive decoder"]  # which AutoModel does not know
+
+
+@pytest.mark.parametrize("exported", BODIES, indirect=True)
 def test_the_body_alone(exported):
     model, _, folder = exported
     import transformers
@@ -122,8 +156,8 @@ def test_casts_and_training_are_as_with_any_model(exported):
     loaded = from_pretrained(auto_class, folder)
     assert not loaded.is_quantized
     loaded.train()(input_ids=TOKENS)[0].square().mean().backward()
-    factors = [m for m in loaded.modules() if isinstance(m, LowRankLinear)]
-    assert all(m.weight.grad is not None and m.projection.grad is not None for m in factors)
+    small = [loaded.get_submodule(name) for name in described_layers(loaded)]
+    assert all(p.grad is not None for module in small for p in module.parameters())
     assert loaded.half().dtype == torch.float16
     assert copy.deepcopy(loaded).dtype == torch.float16
 
