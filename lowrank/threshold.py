@@ -14,8 +14,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
-from scipy.special import expit
 from torch import Tensor, nn
 
 from lowrank.density import Cost
@@ -69,6 +67,10 @@ def solve_threshold(
         allowed: Budget, in the unit of the costs.
         temperature: T > 0.
     """
+    # here, so that whoever only runs compacted models needs no SciPy
+    from scipy.optimize import brentq
+    from scipy.special import expit
+
     # one transfer from the device, whatever the number of layers
     score = torch.cat([each.detach() for each in scores.values()]).double().cpu().numpy()
     firsts = np.cumsum([0, *(len(each) for each in scores.values())])[:-1]

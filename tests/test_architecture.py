@@ -42,6 +42,14 @@ def test_importing_the_library_loads_nothing_heavy(statement):
     assert loaded.isdisjoint(HEAVY)
 
 
+def test_running_a_compacted_model_needs_neither_scipy_nor_what_campaigns_need():
+    """A model in MLflow's registry asks for torch, transformers, safetensors and numpy only."""
+    blocked = ["scipy", "sklearn", *HEAVY[:4]]
+    absent = f"sys.modules.update(dict.fromkeys({blocked}))"
+    loaded = modules_after(f"{absent}; import lowrank.hf, lowrank.auto")
+    assert {"lowrank", "transformers"} <= loaded
+
+
 def test_every_public_name_resolves():
     assert lowrank.__all__ == sorted(lowrank.__all__)
     assert len(lowrank.__all__) == len(set(lowrank.__all__))
