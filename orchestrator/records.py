@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+MET = 0.002
+"""A density that is exceeded by no more counts as met: rounding of ranks in small layers."""
 RECORD = "record.json"
 """Beside the weights of every exported model."""
 
@@ -166,6 +168,23 @@ class ModelRecord:
     @property
     def target_density(self) -> float:
         return float(self.config["density"])
+
+    @property
+    def excess(self) -> float:
+        """By how much the model is larger than it was to be, in density; 0 up to `MET`. Only a
+        method without an exact projection is (`faithful`); other budgets than parameters were
+        checked where they were counted."""
+        if self.densities is None or self.config.get("budget", "parameters") != "parameters":
+            return 0.0
+        excess = self.densities.prunable - self.target_density
+        return excess if excess > MET else 0.0
+
+    @property
+    def preference(self) -> tuple[float, float]:
+        """Of models that were to have one size the least is the best: sizes that were missed are
+        not compared by quality."""
+        sign = -1 if self.metric.higher_is_better else 1
+        return self.excess, sign * self.quality
 
     def speedup(self, batch: int | None = None) -> float:
         """Of the shape with this batch, by default the largest measured; NaN if not measured."""

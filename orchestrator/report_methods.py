@@ -49,17 +49,17 @@ def compared_runs(task: TaskResult) -> dict[str, dict[float, Runs]]:
     """Per method and target density the runs that stand for the method.
 
     Those are the trials of one setting with the most seeds: only the best draw is repeated. Among
-    settings with equally many the best figure on validation decides.
+    settings with equally many the size decides where it was missed, then the best figure on
+    validation.
     """
-    sign = -1 if task.dense.metric.higher_is_better else 1
     groups: dict[tuple[str, float], dict[str, list[ModelRecord]]] = defaultdict(dict)
     for trial in task.trials:
         if "density" in trial.config and math.isfinite(trial.quality):
             settings = groups[trial.method_name, trial.target_density]
             settings.setdefault(json.dumps(trial.config, sort_keys=True), []).append(trial)
 
-    def preference(trials: list[ModelRecord]) -> tuple[int, float]:
-        return -len(trials), min(sign * trial.quality for trial in trials)
+    def preference(trials: list[ModelRecord]) -> tuple[int, tuple[float, float]]:
+        return -len(trials), min(trial.preference for trial in trials)
 
     table: dict[str, dict[float, Runs]] = defaultdict(dict)
     for (method, density), settings in groups.items():

@@ -45,6 +45,7 @@ def plan_trials(
     finished: Mapping[str, float] | None = None,
     failed: Collection[str] = (),
     higher_is_better: bool = False,
+    excess: Mapping[str, float] | None = None,
 ) -> list[TrialPlan]:
     """Every trial of a task that is known to be needed, each once.
 
@@ -60,9 +61,11 @@ def plan_trials(
         finished: From the key of a finished trial to its quality on validation.
         failed: Keys of trials that ended without a model and are not tried again.
         higher_is_better: Whether a greater quality is the better one.
+        excess: From the key of a finished trial to how far its size is above what was asked, if it
+            is: among draws the one nearest to its size is the best, whatever its quality.
     """
-    sign = -1.0 if higher_is_better else 1.0
-    losses = {key: sign * quality for key, quality in (finished or {}).items()}
+    sign, excess = -1.0 if higher_is_better else 1.0, excess or {}
+    losses = {k: (excess.get(k, 0.0), sign * quality) for k, quality in (finished or {}).items()}
     plans: dict[str, TrialPlan] = {}
     for method in _methods(spec, task, data_hash):
         draws = method.draws()
@@ -86,12 +89,15 @@ def expected_trials(spec: CampaignSpec, task: AnyTask) -> int:
 
 
 def _best(
-    drawn: Sequence[TrialPlan], losses: Mapping[str, float], failed: Collection[str]
+    drawn: Sequence[TrialPlan],
+    losses: Mapping[str, tuple[float, float]],
+    failed: Collection[str],
 ) -> TrialPlan | None:
-    """The draw with the least loss, the first of equals; None while one of them is to come."""
+    """The draw with the least excess and then loss, the first of equals; None while one of them is
+    to come."""
     if any(plan.key not in losses and plan.key not in failed for plan in drawn):
         return None
-    ended = [plan for plan in drawn if not math.isnan(losses.get(plan.key, math.nan))]
+    ended = [plan for plan in drawn if plan.key in losses and not math.isnan(losses[plan.key][1])]
     return min(ended, key=lambda plan: losses[plan.key], default=None)
 
 

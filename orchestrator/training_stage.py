@@ -38,6 +38,7 @@ class TrainingStage:
                 {key: record.quality for key, record in records.items()},
                 failed,
                 state.dense.metric.higher_is_better,
+                {key: record.excess for key, record in records.items()},
             )
             new = [p for p in state.plans if p.key not in records and p.key not in failed]
             if not new:

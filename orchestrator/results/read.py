@@ -189,6 +189,7 @@ class _Search:
                 {key: record.quality for key, record in self.finished.items()},
                 self.failed,
                 self.dense.metric.higher_is_better,
+                {key: record.excess for key, record in self.finished.items()},
             )
             new = [plan for plan in self.plans if plan.key not in seen]
             if not new:

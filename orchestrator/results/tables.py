@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, median, stdev
 
 from orchestrator import wording
-from orchestrator.records import Densities, ModelRecord, Speed
+from orchestrator.records import MET, Densities, ModelRecord, Speed
 from orchestrator.report_methods import Runs, mean_and_spread
 from orchestrator.results.read import Results, is_structured
 from orchestrator.results.text import NONE, Pictures, free, picture, seconds, signed, table
 from orchestrator.wording import metric_name, number, percent, ratio, three_digits
 
-OFF_TARGET = 0.002
+OFF_TARGET = MET
 """A realized density is printed if it is further than this from the one that was asked for."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from orchestrator import wording
-from orchestrator.records import ModelRecord
+from orchestrator.records import MET, ModelRecord
 from orchestrator.results.ranks import share_by_kind
 from orchestrator.results.read import Results
 from orchestrator.results.text import NONE, Pictures, free, picture, table
@@ -16,14 +16,12 @@ from orchestrator.wording import metric_name, number, percent
 def tuning(results: Results, pictures: Pictures) -> list[str]:
     """Every draw of the methods that had several."""
     body = []
-    sign = -1 if results.dense.metric.higher_is_better else 1
     for draws in _draws(results):
-        ended = [plan.key for plan in draws if plan.key in results.finished]
-        figures = {key: results.finished[key].quality for key in ended}
-        best = min(figures, key=lambda key: sign * figures[key], default=None)
+        ended = {p.key: results.finished[p.key] for p in draws if p.key in results.finished}
+        best = min(ended, key=lambda key: ended[key].preference, default=None)
         for plan in draws:
             values = {k: v for k, v in plan.searched.items() if k != "density"}
-            shown = number(figures[plan.key]) if plan.key in figures else _state(results, plan)
+            shown = _reached(ended[plan.key]) if plan.key in ended else _state(results, plan)
             chosen = plan.key == best
             body.append(
                 [
@@ -37,9 +35,16 @@ def tuning(results: Results, pictures: Pictures) -> list[str]:
         return []
     return [
         f"Validation {metric_name(results.metric)} of every value that was tried, seed "
-        f"{results.spec.seed}; the arrow marks the best one, which is repeated over the seeds.",
+        f"{results.spec.seed}; the arrow marks the best one, which is repeated over the seeds. "
+        f"Where a size was missed by more than {MET:g} the nearest one is the best, and the "
+        "density that was reached is given.",
         table(("method", "density", "values", "validation"), body),
     ]
+
+
+def _reached(record: ModelRecord) -> str:
+    density = record.densities.prunable if record.densities and record.excess else None
+    return number(record.quality) + (f" at {density:.3f}" if density else "")
 
 
 def _draws(results: Results) -> list[list[TrialPlan]]:

@@ -146,3 +146,15 @@ def test_a_method_with_markup_in_its_name_is_text(tmp_path: Path):
     odd = [replace(trial, method_name="<i>[bold]") for trial in RANKS]
     path = write_report(make_campaign([task_result([*GATES, *odd])]), tmp_path / "r.html")
     assert "<i>[bold]" not in path.read_text(encoding="utf-8")
+
+
+def test_a_setting_that_missed_its_size_does_not_stand_for_a_method():
+    met, missed = run("faithful", 0.5, 2.6), run("faithful", 0.5, 2.1, rate=0.2)
+    assert met.densities is not None
+    missed = replace(missed, densities=replace(met.densities, prunable=0.61))
+    assert (met.excess, missed.excess) == (0.0, pytest.approx(0.11))
+    table = compared_runs(task_result([missed, met]))
+    assert table["faithful"][0.5].validation == [2.6]
+    # a budget in another unit is not met in parameters
+    macs = replace(missed, config=missed.config | {"budget": "macs"})
+    assert macs.excess == 0.0

@@ -409,3 +409,17 @@ def test_from_any_state_the_same_trials_come_out(draw: st.DataObject):
         for plan in draw.draw(st.lists(st.sampled_from(new), min_size=1)):
             done[plan.key] = whole.finished[plan.key]
     assert sorted(plan.key for plan in found) == sorted(keys)
+
+
+def test_a_draw_that_missed_its_size_is_not_the_best_whatever_its_quality():
+    spec = spec_with(search=SPEC["search"] | {"repeats": 2})
+    draws = plans(spec)
+    finished = {p.key: quality(p) for p in draws}
+    half = sorted((p for p in draws if p.method.density == 0.5), key=quality)
+    # the better a draw, the further it is from its size
+    excess = {plan.key: 0.1 / (place + 1) for place, plan in enumerate(half)}
+    chosen = [p for p in plans(spec, finished=finished, excess=excess) if p.repeat]
+    assert {p.method.density: p.searched for p in chosen}[0.5] == half[-1].searched
+    met = excess | {half[1].key: 0.0}
+    chosen = [p for p in plans(spec, finished=finished, excess=met) if p.repeat]
+    assert {p.method.density: p.searched for p in chosen}[0.5] == half[1].searched
