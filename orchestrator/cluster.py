@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,6 +63,7 @@ def ray_session() -> Iterator[dict[str, Any]]:
 
     address = os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    on_terminate = signal.getsignal(signal.SIGTERM)
     if address:
         ray.init(address=address, runtime_env={"env_vars": dict(ENVIRONMENT)}, **quiet)
     else:
@@ -72,6 +75,9 @@ def ray_session() -> Iterator[dict[str, Any]]:
             include_dashboard=True,
             **quiet,
         )
+    if threading.current_thread() is threading.main_thread():
+        # Ray takes the signal for itself and exits at once; a campaign has runs to close
+        signal.signal(signal.SIGTERM, on_terminate)
     try:
         yield ray.cluster_resources()
     finally:

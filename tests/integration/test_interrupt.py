@@ -1,4 +1,4 @@
-"""Ctrl-C: a clean end, and the same command goes on."""
+"""Ctrl-C, or a notice to end: a clean end, and the same command goes on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ONLY_PACKAGES = ("--set", "search.density=[0.5]")
 
 
-def test_interrupted_campaign_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
+def test_interrupted_campaign_goes_on(asked: signal.Signals, tmp_path: Path) -> None:
     spec, storage = write_spec(tmp_path, "stopped")
     text = spec.read_text()
     start, end = text.index("  - name: letters"), text.index("  - name: packages")
@@ -39,7 +40,7 @@ def test_interrupted_campaign_goes_on(tmp_path: Path) -> None:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(asked)
         assert process.wait(60) == 130, log.read_text()
     assert "the same command goes on" in log.read_text()
     client = MlflowClient(default_tracking_uri(str(storage)))
@@ -47,6 +48,7 @@ def test_interrupted_campaign_goes_on(tmp_path: Path) -> None:
     statuses = {r.info.status for r in client.search_runs([experiment.experiment_id])}
     assert "RUNNING" not in statuses
     assert "KILLED" in statuses
+    assert "FAILED" not in statuses
 
     second = lowrank(spec, storage, "run", *ONLY_PACKAGES)
     assert second.code == 0, second.output
