@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lowrank.linear import LowRankLinear
+
 
 def is_embedding(module: nn.Module) -> bool:
     """Whether the module is a plain table of vectors: no norm limit, dense gradients."""
@@ -64,7 +66,7 @@ class LowRankEmbedding(nn.Embedding):
         return f"{super().extra_repr()}, rank={self.rank}"
 
 
-class LowRankHead(nn.Linear):
+class LowRankHead(LowRankLinear):
     """(h Bᵀ) Aᵀ + b: an output projection, which may share A and B with a `LowRankEmbedding`.
 
     Args:
@@ -82,12 +84,7 @@ class LowRankHead(nn.Linear):
     def __init__(
         self, in_features: int, out_features: int, rank: int, bias: bool = True, **factory: Any
     ) -> None:
-        nn.Module.__init__(self)  # nn.Linear's own would draw a matrix that is not used
-        self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.weight = nn.Parameter(torch.empty(out_features, rank, **factory))
-        self.projection = nn.Parameter(torch.empty(rank, in_features, **factory))
-        shift = nn.Parameter(torch.zeros(out_features, **factory)) if bias else None
-        self.register_parameter("bias", shift)
+        super().__init__(in_features, out_features, rank, bias, **factory)
         init_factors(self)
 
     @classmethod
@@ -112,9 +109,6 @@ class LowRankHead(nn.Linear):
         """[*batch, in_features] -> logits [*batch, out_features]."""
         rows = without_gradient(self.weight, self.zero_row)
         return F.linear(F.linear(input, self.projection), rows, self.bias)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rank={self.rank}"
 
 
 def init_factors(module: LowRankEmbedding | LowRankHead, std: float = 1.0) -> None:

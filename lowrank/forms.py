@@ -60,10 +60,8 @@ def _described(module: nn.Module) -> dict[str, Any]:
         widths = {"in_features": full.in_features, "out_features": full.out_features}
         return form | widths | {"bias": module.bias is not None}
     if isinstance(module, LowRankLinear):
-        form = {"form": "low-rank", "rank": module.rank}
-        bias = module.bias
-    elif isinstance(module, LowRankHead):
-        form = {"form": "low-rank-head", "rank": module.rank}
+        name = "low-rank-head" if isinstance(module, LowRankHead) else "low-rank"
+        form = {"form": name, "rank": module.rank}
         bias = module.bias
     elif isinstance(module, SlicedLinear):
         form = {"form": "sliced", "num_in": module.num_in, "num_out": module.num_out}

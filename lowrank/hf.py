@@ -107,7 +107,7 @@ def resize_token_embeddings(model: Any, num_tokens: int, **options: Any) -> nn.M
         The input embedding.
     """
     head = model.get_output_embeddings()
-    if not isinstance(head, LowRankLinear):
+    if type(head) is not LowRankLinear:
         return model.resize_token_embeddings(num_tokens, **options)
     up = head.as_two_layers()[1]
     model.set_output_embeddings(up)

@@ -50,7 +50,7 @@ class LowRankLinear(nn.Linear):
     Args:
         in_features: Width of x.
         out_features: Width of y.
-        rank: Of the factors, >= 1.
+        rank: Of the factors, >= 0.
         bias: Whether there is a b.
     """
 
@@ -63,8 +63,9 @@ class LowRankLinear(nn.Linear):
         self.projection = nn.Parameter(torch.empty(rank, in_features, **factory))
         shift = nn.Parameter(torch.zeros(out_features, **factory)) if bias else None
         self.register_parameter("bias", shift)
-        for factor in (self.weight, self.projection):
-            nn.init.kaiming_uniform_(factor, a=5**0.5)  # as nn.Linear
+        if rank:
+            for factor in (self.weight, self.projection):
+                nn.init.kaiming_uniform_(factor, a=5**0.5)  # as nn.Linear
 
     def forward(self, input: Tensor) -> Tensor:
         """[*batch, in_features] -> [*batch, out_features]."""
