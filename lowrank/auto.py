@@ -143,10 +143,10 @@ def _present(model: Any, layers: dict[str, dict[str, Any]]) -> dict[str, dict[st
     if is_body:
         # a body has no use for what belongs to the head
         found = {name: layer for name, layer in found.items() if name in names}
-    for layer in found.values():
-        if layer.get("tied_to"):
-            layer |= {"tied_to": here(layer["tied_to"])}
-    return found
+    return {
+        name: layer | {"tied_to": here(layer["tied_to"])} if layer.get("tied_to") else layer
+        for name, layer in found.items()
+    }
 
 
 def _tie(model: Any, layers: dict[str, dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ T falls until gates are open or shut, and the final projection then cuts little 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -66,6 +67,9 @@ def solve_threshold(
         costs: What each layer's expected number of components costs.
         allowed: Budget, in the unit of the costs.
         temperature: T > 0.
+
+    Returns:
+        tau; NaN if a score is not finite.
     """
     # here, so that whoever only runs compacted models needs no SciPy
     from scipy.optimize import brentq
@@ -73,11 +77,14 @@ def solve_threshold(
 
     # one transfer from the device, whatever the number of layers
     score = torch.cat([each.detach() for each in scores.values()]).double().cpu().numpy()
-    firsts = np.cumsum([0, *(len(each) for each in scores.values())])[:-1]
+    if not np.isfinite(score).all():
+        return math.nan  # training diverged, and the loss will say so
+    layer = np.repeat(np.arange(len(scores)), [len(each) for each in scores.values()])
     charged = [costs[name] for name in scores]
 
     def excess(threshold: float) -> float:
-        kept = np.add.reduceat(expit((score - threshold) / temperature), firsts).tolist()
+        open_parts = expit((score - threshold) / temperature)
+        kept = np.bincount(layer, open_parts, minlength=len(charged)).tolist()
         return sum(c.expected(count) for c, count in zip(charged, kept, strict=True)) - allowed
 
     low = float(score.min()) - REACH * temperature

@@ -86,6 +86,22 @@ def test_nothing_or_everything_may_be_allowed(temperature):
         assert all((v < 1e-14).all() for v in solved(scores, costs, allowed, temperature).values())
 
 
+def test_a_layer_without_gates_spends_nothing():
+    scores = {"a": torch.tensor([0.9, 0.1]), "none": torch.empty(0), "b": torch.tensor([0.5])}
+    scores["last"] = torch.empty(0)
+    costs = linear(scores, dict.fromkeys(scores, 2.0))
+    threshold = solve_threshold(scores, costs, 3.0, 0.1)
+    gates = torch.sigmoid((torch.tensor([0.9, 0.1, 0.5]).double() - threshold) / 0.1)
+    assert 2.0 * float(gates.sum()) == pytest.approx(3.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_scores_that_diverged_stop_nothing_here(broken):
+    """The loss is not finite either, and training ends with that for a reason."""
+    scores = {"a": torch.tensor([0.9, broken])}
+    assert math.isnan(solve_threshold(scores, linear(scores, {"a": 1.0}), 1.0, 0.1))
+
+
 def random_problem(seed, sizes=(4, 3)):
     generator = torch.Generator().manual_seed(seed)
     scores = {

@@ -506,3 +506,13 @@ def test_a_latency_budget_is_met_on_the_table_itself():
         pruner.step()
     projection = pruner.project()
     assert 0.6 - 0.08 / 3 < projection.density <= 0.6 + 1e-12
+
+
+def test_a_diverged_score_ends_in_a_loss_that_is_not_finite_and_in_no_other_error():
+    run = Run().until(3)
+    with torch.no_grad():
+        next(iter(run.gates.values())).parameter[0] = math.nan
+    run.pruner.step()
+    assert not torch.isfinite(run.loss(run.inputs(4)))
+    with pytest.raises(LowRankError, match="gates are not finite"):
+        run.pruner.project()
