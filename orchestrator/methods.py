@@ -64,6 +64,7 @@ def _adaptive(spec: MethodSpec) -> Method:
         floor_fraction=spec.floor_fraction,
         start=spec.start,
         start_excess=spec.start_excess,
+        rank_multiple=spec.rank_multiple,
     )
 
 
@@ -73,11 +74,17 @@ def _fixed_rank(spec: MethodSpec) -> Method:
         allocation=spec.allocation,
         floor_fraction=spec.floor_fraction,
         start=_start(spec),
+        rank_multiple=spec.rank_multiple,
     )
 
 
 def _flop_l0(spec: MethodSpec) -> Method:
-    return FlopL0(**_hard_concrete(spec), start=_start(spec), floor_fraction=spec.floor_fraction)
+    return FlopL0(
+        **_hard_concrete(spec),
+        start=_start(spec),
+        floor_fraction=spec.floor_fraction,
+        rank_multiple=spec.rank_multiple,
+    )
 
 
 def _faithful(spec: MethodSpec) -> Method:
@@ -103,6 +110,7 @@ def _flop_agp(spec: MethodSpec) -> Method:
         anneal_fraction=spec.anneal_fraction,
         scope=spec.scope,
         start=_start(spec),
+        rank_multiple=spec.rank_multiple,
         **_given(gate_lr=spec.gate_lr),
     )
 

@@ -122,7 +122,7 @@ def trial_key(
         seed: Of the trial; by default the campaign's.
         method_name: Of a compared method: two methods with equal values are two trials.
     """
-    described = [method.model_dump(mode="json"), spec.seed if seed is None else seed, method_name]
+    described = [method.deciding(), spec.seed if seed is None else seed, method_name]
     return content_hash([dense_key(spec, task, data_hash), *described, "trial", TRIAL_CONTRACT])
 
 

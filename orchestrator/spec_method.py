@@ -46,12 +46,12 @@ multipliers of `flop-l0`, and so its part."""
 
 
 _START = ("start", "calibration_batches", "budget")
-_RANKS = (*_START, "start_rank")
+_RANKS = (*_START, "start_rank", "rank_multiple")
 _GATED = ("gated_fraction", "learning_rate", "anneal_fraction", "gate_lr")
 _CONCRETE = ("penalty_lr", "price_floor", "temperature", "init_open_prob")
 _PUBLISHED = ("penalty_lr", "gate_lr", "learning_rate", "anneal_fraction", "init_open_prob")
 OWN_FIELDS: dict[str, tuple[str, ...]] = {
-    "adaptive": (*_START, "start_excess", *_GATED, "floor_fraction"),
+    "adaptive": (*_START, "start_excess", "rank_multiple", *_GATED, "floor_fraction"),
     "low-rank": (*_RANKS, "allocation", "floor_fraction"),
     "flop-l0": (*_RANKS, *_GATED, *_CONCRETE, "floor_fraction"),
     "faithful": _PUBLISHED,
@@ -59,7 +59,7 @@ OWN_FIELDS: dict[str, tuple[str, ...]] = {
     "agp": (*_GATED, "granularity", "block", "movement", "scope", "budget"),
     "np-l0": (*_GATED, *_CONCRETE, "budget"),
     "heads-ffn": (*_GATED, *_CONCRETE, "floor_fraction", "budget"),
-    "from-scratch": ("form",),
+    "from-scratch": ("form", "rank_multiple"),
 }
 """Fields that not every kind reads, by kind."""
 OWN_SCALE = ("penalty_lr", "gate_lr", "gated_fraction")
@@ -117,6 +117,9 @@ class MethodSpec(Block):
     start_excess: float = Field(2.0, ge=1, le=1000)
     """`adaptive` only: rank at the start, of the rank that a uniform choice would give a layer, and
     no more than the break-even rank."""
+    rank_multiple: int | None = Field(None, ge=1)
+    """What ranks are multiples of; by default 8, or less where ranks are small, since processors
+    multiply in such widths. 1: any rank. What rounding costs is part of the budget."""
     calibration_batches: int = Field(40, ge=1)
     """Training batches over which the inputs' covariance is taken."""
     allocation: Literal["uniform", "greedy"] = "uniform"
@@ -191,6 +194,16 @@ class MethodSpec(Block):
         use them stay as they were."""
         values: dict[str, Any] = handler(self)
         return {k: v for k, v in values.items() if k not in LATER or v != _default(k)}
+
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide a result, for keys of trials; JSON.
+
+        As they were written before ranks had multiples, where they have none.
+        """
+        values = self.model_dump(mode="json")
+        if self.rank_multiple == 1 or "rank_multiple" not in OWN_FIELDS[self.kind]:
+            del values["rank_multiple"]
+        return values
 
     @property
     def gated_steps(self) -> int:

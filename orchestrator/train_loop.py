@@ -91,7 +91,9 @@ def _train_small(job: Job, task: TrainingTask, workers: Workers, recorder: Recor
         model = start_at_mean(auto.from_config(config).float(), spec, task.data)
     else:
         model = start_at_mean(auto.from_config(dense.config).float(), spec, task.data)
-        uniform = FixedRank(density=method.density, start=Start(kind="svd"))
+        uniform = FixedRank(
+            density=method.density, start=Start(kind="svd"), rank_multiple=method.rank_multiple
+        )
         chosen = method.include, method.exclude
         model = Pruner(model, uniform, *chosen, embeddings=method.embeddings).finish()
     model = model.to(workers.device)

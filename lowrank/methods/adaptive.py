@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lowrank.alignment import rounded_up
 from lowrank.currency import Currency
 from lowrank.density import LayerShape, realized_density
 from lowrank.errors import LowRankError
@@ -77,11 +78,14 @@ class Adaptive(Method):
         return self.start == "covariance"
 
     def layer(self, dense: Prunable) -> GatedFactors:
-        shape = dense.shape
-        most = shape.full_rank if self.density == 1 else shape.break_even_rank
+        shape, multiple = dense.shape, self.multiple(dense.shape)
+        # a layer that keeps all it starts with must end on a multiple too
+        most = shape.break_even_rank // multiple * multiple
+        if self.density == 1:
+            most = shape.full_rank
         uniform = self.density * shape.num_dense / shape.num_per_component
-        rank = max(self.min_rank, min(most, math.ceil(self.start_excess * uniform)))
-        rank = min(rank, shape.full_rank)
+        wanted = rounded_up(math.ceil(self.start_excess * uniform), multiple)
+        rank = min(max(self.min_rank, min(most, wanted)), shape.full_rank)
         return gated_start(dense, ThresholdGate, Start(kind=self.start), rank)
 
     def control(self, layers: dict[str, GatedFactors], currency: Currency) -> ThresholdControl:

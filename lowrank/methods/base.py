@@ -11,12 +11,13 @@ from typing import Any, Generic, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
+from lowrank.alignment import aligned, check_multiple, rank_multiple
 from lowrank.currency import Currency
 from lowrank.density import Cost, LayerShape, check_density, realized_density
 from lowrank.errors import LowRankError
 from lowrank.projection import Projection, project
 from lowrank.prunable import Prunable
-from lowrank.pruned import PrunedLayer
+from lowrank.pruned import GatedFactors, PrunedLayer
 from lowrank.surgery import replace_layers
 
 LayerT = TypeVar("LayerT", bound=PrunedLayer)
@@ -32,6 +33,9 @@ class Method(ABC):
     """Steps before the projection, in which the choice is made while weights train."""
     min_rank: int = 1
     """Units that every layer keeps at least, unless it may vanish (`FactoredShape`)."""
+    rank_multiple: int | None = None
+    """What ranks of factorized layers are multiples of; by default the hardware's 8, or less for
+    layers whose ranks are small (`lowrank.alignment`). 1: any rank."""
 
     needs_moments = False
     """Whether layers are built from the moments of their inputs (`collect_moments`)."""
@@ -42,6 +46,7 @@ class Method(ABC):
             raise LowRankError(f"gated_steps >= 0 must hold, got {self.gated_steps}")
         if self.min_rank < 1:
             raise LowRankError(f"min_rank >= 1 must hold, got {self.min_rank}")
+        check_multiple(self.rank_multiple)
 
     def layer(self, dense: Prunable) -> PrunedLayer:
         """What stands for a dense layer while it is pruned; unless `layers` is the method's own.
@@ -93,6 +98,10 @@ class Method(ABC):
         """What units of a layer of this shape cost, in parameters."""
         return shape
 
+    def multiple(self, shape: LayerShape) -> int:
+        """What the rank of a factorized layer of this shape is a multiple of."""
+        return rank_multiple(shape, self.density, self.rank_multiple)
+
     def floors(self, shapes: Mapping[str, LayerShape]) -> dict[str, int]:
         """Units that each layer keeps whatever its scores."""
         return {name: least_units(shape, self.min_rank) for name, shape in shapes.items()}
@@ -112,6 +121,11 @@ class Control(ABC, Generic[LayerT]):
         self.step_index = 0
         self.shapes = {name: layer.shape for name, layer in layers.items()}
         self.costs = {n: currency.cost(n, method.cost(s)) for n, s in self.shapes.items()}
+        self.costs |= {
+            name: aligned(self.costs[name], method.multiple(layer.shape))
+            for name, layer in layers.items()
+            if isinstance(layer, GatedFactors)
+        }
         self.floors = method.floors(self.shapes)
 
     @property

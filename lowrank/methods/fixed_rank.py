@@ -47,7 +47,8 @@ class FixedRank(Method):
         return self.start.needs_moments
 
     def layer(self, dense: Prunable) -> GatedFactors:
-        return gated_start(dense, MagnitudeGate, self.start)
+        multiple = self.multiple(dense.shape)
+        return gated_start(dense, MagnitudeGate, self.start, multiple=multiple)
 
     def control(self, layers: dict[str, GatedFactors], currency: Currency) -> FixedControl:
         return FixedControl(layers, self, currency)

@@ -76,7 +76,14 @@ class FlopL0(HardConcreteMethod):
         return self.start.needs_moments
 
     def layer(self, dense: Prunable) -> GatedFactors:
-        return gated_start(dense, lambda size: HardConcreteGate(size, self.gate), self.start)
+        multiple = self.multiple(dense.shape)
+        return gated_start(
+            dense, lambda size: HardConcreteGate(size, self.gate), self.start, multiple=multiple
+        )
+
+    def multiple(self, shape: LayerShape) -> int:
+        # expected sizes are rounded to the next rank, whatever that is
+        return super().multiple(shape) if self.exact else 1
 
     def floors(self, shapes: Mapping[str, LayerShape]) -> dict[str, int]:
         return fraction_floors(shapes, self.density, self.floor_fraction, self.min_rank)

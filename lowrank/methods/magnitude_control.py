@@ -59,7 +59,8 @@ class FlopAgp(GradualMethod):
 
     def layer(self, dense: Prunable) -> GatedFactors:
         # the magnitude of a diagonal entry must say how much its component matters
-        return gated_start(dense, MagnitudeGate, self.start)
+        multiple = self.multiple(dense.shape)
+        return gated_start(dense, MagnitudeGate, self.start, multiple=multiple)
 
     def control(self, layers: dict[str, GatedFactors], currency: Currency) -> MagnitudeControl:
         return MagnitudeControl(layers, self, currency)

@@ -34,7 +34,11 @@ class Start:
 
 
 def gated_start(
-    dense: Prunable, make_gate: Callable[[int], Gate], start: Start, rank: int | None = None
+    dense: Prunable,
+    make_gate: Callable[[int], Gate],
+    start: Start,
+    rank: int | None = None,
+    multiple: int = 1,
 ) -> GatedFactors:
     """The gated layer for a dense one.
 
@@ -43,9 +47,11 @@ def gated_start(
         make_gate: From a number of components to their fresh gate.
         start: Where the factors start.
         rank: Overrides the start's own.
+        multiple: Of components at a break-even start.
     """
     shape = dense.shape
     if rank is None and start.rank == "break-even":
-        rank = max(1, min(shape.full_rank, shape.break_even_rank))
+        most = shape.break_even_rank // multiple * multiple
+        rank = max(1, min(shape.full_rank, most))
     factors, mean = dense.factorize(rank, weighted=start.needs_moments)
     return dense.gated(make_gate(len(factors.down)), factors, mean)

@@ -69,7 +69,7 @@ def test_layers_that_share_a_bias_each_get_their_own_mean(rank):
 def test_a_uniform_choice_is_the_same_fraction_of_every_layer(density):
     sizes = [(64, 64), (64, 64), (64, 256), (256, 64), (64, 96), (1, 64)]
     model = nn.Sequential(*(nn.Linear(*size, bias=False) for size in sizes))
-    method = FixedRank(density=density, start=Start())
+    method = FixedRank(density=density, start=Start(), rank_multiple=1)
     include = [str(number) for number in range(5)]
     ranks = Pruner(model, method, include=include).project().ranks
     for name, (rows, columns) in zip(include, sizes, strict=False):
@@ -96,7 +96,8 @@ def test_a_uniform_choice_gives_the_floor_or_one_more_and_uses_the_budget():
     dense = sum(rows * columns for rows, columns in sizes)
     for density in (0.11, 0.25, 0.5, 0.66, 0.9):
         model = nn.Sequential(*(nn.Linear(*size, bias=False) for size in sizes))
-        projection = Pruner(model, FixedRank(density=density, start=Start())).project()
+        method = FixedRank(density=density, start=Start(), rank_multiple=1)
+        projection = Pruner(model, method).project()
         left = (density - projection.density) * dense
         assert left >= -1e-6
         for rank, (rows, columns) in zip(projection.ranks.values(), sizes, strict=True):

@@ -65,6 +65,7 @@ OTHER_VALUES: dict[str, Any] = {
     "start": "svd",
     "start_rank": "break-even",
     "start_excess": 3.0,
+    "rank_multiple": 2,
     "calibration_batches": 7,
     "budget": "macs",
     "gated_fraction": 0.4,

@@ -25,6 +25,10 @@ KINDS = get_args(Kind)
 COMMON = {"density": 0.2, "steps": 90, "distill": 0.1, "include": ["a"], "max_grad_norm": 2.0}
 
 
+def _ranked(kind: str) -> bool:
+    return "rank_multiple" in fields_of(kind)
+
+
 def refusals(**fields: Any) -> dict[str, str]:
     """Messages by the field they stand at."""
     return {".".join(map(str, e["loc"])): e["msg"] for e in errors_of(MethodSpec, fields)}
@@ -105,6 +109,16 @@ class TestEveryKind:
         wanted = {name: value for name, value in everything.items() if name in kept}
         assert merged == wanted | {"kind": kind}
         assert MethodSpec(**merged).kind == kind
+
+    def test_without_multiples_it_is_decided_by_what_was_written_before_there_were_any(
+        self, kind: str
+    ):
+        method = MethodSpec(kind=kind, **({"rank_multiple": 1} if _ranked(kind) else {}))
+        before = method.model_dump(mode="json", exclude={"rank_multiple"})
+        assert method.deciding() == before
+        if _ranked(kind):
+            assert MethodSpec(kind=kind).deciding() == before | {"rank_multiple": None}
+            assert MethodSpec(kind=kind, rank_multiple=4).deciding()["rank_multiple"] == 4
 
     @given(steps=st.integers(1, 10_000), fraction=st.none() | st.floats(0, 1))
     def test_stages_add_up(self, kind: str, steps: int, fraction: float | None):
