@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.errors import LowRankError
+from lowrank.shrinking import Swap, swap
 
 QUADRATURE_NODES = 48
 """Error below 1e-7 for temperatures in [0.1, 4] and stretches of 0.05 and more (tests compare with
@@ -157,6 +158,14 @@ class Gate(nn.Module):
             progress: Done part of the gated phase, in [0, 1].
             generator: On the CPU; a gate draws what it needs.
         """
+
+    def drop(self, keep: Tensor) -> Swap:
+        """Become the gate of fewer units, bool [num_gates]."""
+        found = swap(self.parameter, 0, keep)
+        self.parameter = found.new
+        for name, buffer in self.named_buffers(recurse=False):
+            setattr(self, name, buffer[keep.to(buffer.device)])
+        return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gate:
         def keep_float32(tensor: Tensor) -> Tensor:

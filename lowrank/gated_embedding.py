@@ -19,6 +19,7 @@ from lowrank.embedding import LowRankEmbedding, LowRankHead, row_cleared, withou
 from lowrank.factorize import Factorization
 from lowrank.gate import Gate
 from lowrank.pruned import GatedFactors
+from lowrank.shrinking import Swap
 
 SmallT = TypeVar("SmallT", LowRankEmbedding, LowRankHead)
 
@@ -53,6 +54,8 @@ class _GatedTable(GatedFactors):
         self.projection = nn.Parameter(factors.down.to(dense))
         self.energy = factors.energy
         self.first_token = getattr(table, "first_token", 0)
+
+    factor_names = ("projection", "weight")
 
     @property
     def down(self) -> nn.Parameter:  # type: ignore[override]
@@ -105,6 +108,13 @@ class GatedEmbedding(_GatedTable):
     @property
     def stand_ins(self) -> tuple[nn.Module, ...]:
         return (self, *self.heads)
+
+    def drop(self, keep: Tensor) -> list[Swap]:
+        """As of the base class; the heads go on sharing the factors."""
+        found = super().drop(keep)
+        for head in self.heads:
+            head.weight, head.projection = self.weight, self.projection
+        return found
 
     def forward(self, input: Tensor) -> Tensor:
         """Token ids [*batch] -> [*batch, embedding_dim]."""

@@ -41,6 +41,10 @@ class AugmentedLagrangian:
         violation = expected_density.float() - target
         return self.lambda_linear * violation + self.lambda_quadratic * violation.square()
 
+    def price(self, expected_density: float, target: float) -> float:
+        """Gradient of the penalty in the density; above 0 it shuts gates."""
+        return self.lambda_linear + 2 * self.lambda_quadratic * (expected_density - target)
+
     def ascend(self, expected_density: float, target: float) -> None:
         """One ascent step of both multipliers."""
         violation = expected_density - target

@@ -165,8 +165,17 @@ class GatedLinear(PrunedLinear, GatedFactors):
 
     def forward(self, x: Tensor) -> Tensor:
         """[*batch, in_features] -> [*batch, out_features]."""
+        if self._is_cheaper_multiplied_out(x.numel() // x.shape[-1]):
+            return F.linear(x, (self.up * self.gate().to(self.up.dtype)) @ self.down, self.bias)
         hidden = F.linear(x, self.down)
         return F.linear(hidden * self.gate().to(hidden.dtype), self.up, self.bias)
+
+    def _is_cheaper_multiplied_out(self, rows: int) -> bool:
+        """Whether P diag(z) Q takes fewer products than it saves on these rows of x. Only above
+        break-even, and with more rows than a layer has features."""
+        shape, rank = self.shape, self.num_components
+        saved = rows * (rank * shape.num_per_component - shape.num_dense)
+        return rank * shape.num_dense < saved
 
     def compact(self, keep: Tensor) -> nn.Module:
         """Gates folded into P.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lowrank.density import LayerShape
 from lowrank.gate import Gate
+from lowrank.shrinking import Swap, swap
 
 
 class PrunedLayer(nn.Module):
@@ -56,6 +57,22 @@ class GatedFactors(PrunedLayer):
     energy: Tensor
     """Mean squared output of each component at the start, [num_components] float64."""
 
+    factor_names = ("down", "up")
+    """Parameters that are Q and P."""
+
     @property
     def num_components(self) -> int:
         return len(self.down)
+
+    def drop(self, keep: Tensor) -> list[Swap]:
+        """Have only some of the components from now on.
+
+        Args:
+            keep: Mask, bool [num_components].
+        """
+        found = []
+        for dim, name in enumerate(self.factor_names):
+            found.append(swap(getattr(self, name), dim, keep))
+            setattr(self, name, found[-1].new)
+        self.energy = self.energy[keep.to(self.energy.device)]
+        return [*found, self.gate.drop(keep)]

@@ -24,12 +24,16 @@ from lowrank.embedding import LowRankHead
 from lowrank.errors import LowRankError
 from lowrank.methods.base import Method
 from lowrank.moments import InputMoments
-from lowrank.projection import Projection, floor_units
+from lowrank.projection import Projection, floor_units, project
 from lowrank.prunable import Prunable, PrunableLinear, PrunableTable
-from lowrank.pruned import PrunedLayer
+from lowrank.pruned import GatedFactors, PrunedLayer
+from lowrank.shrinking import Swap, components_to_keep, follow
 from lowrank.surgery import Match, find_layers, replace_layers
 
 logger = logging.getLogger(__name__)
+
+COMPONENTS = "components."
+"""Prefix of numbers of components in a state."""
 
 
 class Pruner:
@@ -146,6 +150,49 @@ class Pruner:
             groups.append({"params": gates, "lr": rate, "weight_decay": 0.0, "eps": 1e-12})
         return groups
 
+    def shrink(self, *optimizers: torch.optim.Optimizer) -> bool:
+        """Take components out whose gates are shut for good; steps get cheaper, the model computes
+        what it did.
+
+        Between steps, when gradients are cleared; with several workers on all of them after the
+        same step. Twenty times over the gated phase is often enough.
+
+        Args:
+            optimizers: Made to follow, with the state of what stays.
+
+        Returns:
+            Whether any left. Parameters of the model are then others: what holds some of them (a
+            data-parallel wrapper, a list to clip) has to be made again.
+        """
+        self._check_not_finished()
+        dead = self.control.dead()
+        if not any(closed.any() for closed in dead.values()):
+            return False
+        scores = self.control.scores()
+        # gates may have fallen too far, all together: the budget must find its components again
+        needed = project(scores, self.control.costs, self.method.density, self.control.floors)
+        keep = components_to_keep(
+            {name: scores[name] for name in dead},
+            {name: closed & ~needed.keep[name] for name, closed in dead.items()},
+            self.control.floors,
+            {name: self.method.multiple(self.layers[name].shape) for name in dead},
+        )
+        self._drop(keep, optimizers)
+        return bool(keep)
+
+    def _drop(
+        self, keep: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
+    ) -> None:
+        swaps: list[Swap] = []
+        for name, mask in keep.items():
+            layer = self.layers[name]
+            assert isinstance(layer, GatedFactors)
+            swaps += layer.drop(mask)
+        if swaps:
+            self.control.follow(swaps)
+            for optimizer in optimizers:
+                follow(optimizer, swaps)
+
     def project(self) -> Projection:
         """Which units stay, on the budget of the final target. Changes nothing."""
         self._check_not_finished()
@@ -164,8 +211,24 @@ class Pruner:
         return self.model
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Multipliers and step; factors, gates and masks are in the model's own state."""
-        return self.control.state_dict() | {"step_index": torch.tensor(self.step_index)}
+        """Multipliers, step, and numbers of components; factors, gates and masks are in the model's
+        own state."""
+        sizes = {
+            f"{COMPONENTS}{name}": torch.tensor(layer.num_components)
+            for name, layer in self.layers.items()
+            if isinstance(layer, GatedFactors)
+        }
+        return self.control.state_dict() | {"step_index": torch.tensor(self.step_index)} | sizes
+
+    def resize(self, state: Mapping[str, Tensor]) -> None:
+        """Give the layers the sizes of a state whose layers had been shrunk, so that the model's
+        weights of that time fit. Before these are loaded, and before there is an optimizer."""
+        keep = {}
+        for name, layer in self.layers.items():
+            size = state.get(f"{COMPONENTS}{name}")
+            if isinstance(layer, GatedFactors) and size is not None:
+                keep[name] = torch.arange(layer.num_components) < size
+        self._drop({name: mask for name, mask in keep.items() if not mask.all()}, ())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.control.load_state_dict(state)

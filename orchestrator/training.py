@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 REWARM_STEPS = 10
 """Steps over which a stretch within a common schedule comes up to its rate: Adam's second moment,
 with a decay of 0.98, has then seen a fifth of its window."""
+SHRINKS_PER_STRETCH = 20
+"""Looks for gates that are shut for good: each waits for the device, and whatever leaves costs new
+buckets of gradients. Half as many would carry dead components for 5 % of the steps."""
 POINTS_PER_STRETCH = 40
 """Curve points without validation: enough to see a shape, few enough for one MLflow batch."""
 
@@ -126,11 +129,12 @@ def train(
     fused = workers.device.type == "cuda"
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=fused)
     gates = _gate_ids(stretch.pruner)
-    weights = [p for p in model.parameters() if p.requires_grad and id(p) not in gates]
+    weights = _weights(model, gates)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     best = _Best(task)
     losses: list[Tensor] = []
     log_every = max(1, stretch.num_steps // POINTS_PER_STRETCH)
+    shrink_every = max(1, stretch.num_steps // SHRINKS_PER_STRETCH)
     for step in range(stretch.num_steps):
         factor = stretch.rate_factor(step)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
@@ -144,6 +148,12 @@ def train(
         point = _point(stretch, step, base_rates[0] * factor) if shown else None
         if stretch.pruner is not None:
             stretch.pruner.step()
+            if done % shrink_every == 0 and stretch.pruner.shrink(optimizer):
+                # gradients are averaged in buckets, and clipped, by parameter
+                del wrapped
+                wrapped = workers.wrap(model)
+                gates = _gate_ids(stretch.pruner)
+                weights = _weights(model, gates)
         if point is None:
             continue
         point = replace(point, train_loss=_mean(losses, workers, step))
@@ -268,6 +278,11 @@ def _gate_ids(pruner: Pruner | None) -> set[int]:
         return set()
     control = pruner.control
     return {id(gate) for gate in (*control.gate_parameters(), *control.own_parameters)}
+
+
+def _weights(model: nn.Module, gates: set[int]) -> list[nn.Parameter]:
+    """What is trained and clipped besides the gates."""
+    return [p for p in model.parameters() if p.requires_grad and id(p) not in gates]
 
 
 class _Best:

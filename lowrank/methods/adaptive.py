@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from lowrank.methods.base import (
 from lowrank.methods.start import Start, StartKind, gated_start
 from lowrank.prunable import Prunable
 from lowrank.pruned import GatedFactors
+from lowrank.shrinking import Swap, follow
 from lowrank.threshold import ThresholdGate, solve_threshold, tangent_gradients
 
 TEMPERATURES = (0.05, 0.01, 1e-5)
@@ -32,6 +33,9 @@ TEMPERATURES = (0.05, 0.01, 1e-5)
 1. At first a fifth of a layer's components is neither open nor shut. A component that is half open
 counts half and serves nearly as well, so trained scores gather at the threshold; in the last part
 they rest, and T falls until their order alone decides."""
+CLOSED = 1e-9
+"""A gate below it adds less than a float32 resolves, and its score, whose gradient is as small
+against the 1e-8 in Adam's denominator, does not move any more."""
 SCORE_TRAVEL = 2.0
 """Default rate of scores times gated steps: a score that always rises could cross the range
 twice."""
@@ -188,6 +192,15 @@ class ThresholdControl(Control[GatedFactors]):
         scores = {n: g.parameter.detach().float().cpu() for n, g in self._gates.items()}
         check_finite(scores)
         return scores
+
+    def dead(self) -> dict[str, Tensor]:
+        with torch.no_grad():
+            every = torch.cat([gate.kept() for gate in self._gates.values()]).cpu()
+        sizes = [len(gate.parameter) for gate in self._gates.values()]
+        return dict(zip(self.layers, (every < CLOSED).split(sizes), strict=True))
+
+    def follow(self, swaps: Sequence[Swap]) -> None:
+        follow(self._optimizer, swaps)
 
     def figures(self) -> dict[str, float]:
         with torch.no_grad():

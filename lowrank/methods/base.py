@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_args
 
@@ -18,6 +18,7 @@ from lowrank.errors import LowRankError
 from lowrank.projection import Projection, project
 from lowrank.prunable import Prunable
 from lowrank.pruned import GatedFactors, PrunedLayer
+from lowrank.shrinking import Swap
 from lowrank.surgery import replace_layers
 
 LayerT = TypeVar("LayerT", bound=PrunedLayer)
@@ -175,6 +176,14 @@ class Control(ABC, Generic[LayerT]):
     def project(self) -> Projection:
         """Which units stay, on the budget of the final target. Changes nothing."""
         return project(self.scores(), self.costs, self.method.density, self.floors)
+
+    def dead(self) -> dict[str, Tensor]:
+        """Components that count for nothing and will not come back, bool [num_components] per
+        layer, on the CPU; nothing for units that cannot leave before the projection."""
+        return {}
+
+    def follow(self, swaps: Sequence[Swap]) -> None:
+        """Parameters of the model have been replaced."""
 
     def figures(self) -> dict[str, float]:
         """What is worth a curve, besides density and target."""

@@ -20,6 +20,9 @@ from lowrank.sliced import GatedInputLinear
 
 GatedLayer = GatedFactors | GatedInputLinear
 
+CLOSED = 1e-3
+"""Least chance of a gate to open once more; with less its component may leave."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GatedMethod(Method):
@@ -128,6 +131,19 @@ class LagrangianControl(Control[GatedLayer]):
             keep[name][best] = True
         counts = {name: int(mask.sum()) for name, mask in keep.items()}
         return Projection(keep, realized_density(counts, self.costs))
+
+    def dead(self) -> dict[str, Tensor]:
+        """Gates that will hardly open in any step to come, unless the multipliers open them."""
+        if self.lagrangian.price(float(self.expected_density().detach()), self.target) <= 0:
+            return {}
+        left = max(1, self.method.gated_steps - self.step_index)
+        names = [name for name, layer in self.layers.items() if isinstance(layer, GatedFactors)]
+        if not names:
+            return {}
+        with torch.no_grad():
+            every = torch.cat([self.gates[name].kept() for name in names]).cpu()
+        sizes = [len(self.gates[name].parameter) for name in names]
+        return dict(zip(names, (every < CLOSED / left).split(sizes), strict=True))
 
     def undecided(self) -> float:
         """Part of the gates that are neither open nor shut: 0.05 < kept < 0.95."""

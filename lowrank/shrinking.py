@@ -1,0 +1,91 @@
+"""Closed components leave the model while it trains: every later step is cheaper.
+
+New parameters take the places of old ones; optimizers are made to follow, with the part of their
+state that belongs to what stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.alignment import rounded_up
+
+LEAST_PART = 0.05
+"""Of all components, to be taken out at once: a smaller gain is not worth new buckets of gradients
+and, for compiled models, new code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """One parameter of a smaller layer, for one of the layer as it was."""
+
+    old: nn.Parameter
+    new: nn.Parameter
+    dim: int
+    keep: Tensor
+    """Which entries along `dim` stay, bool."""
+
+
+def swap(old: nn.Parameter, dim: int, keep: Tensor) -> Swap:
+    """A parameter with the entries that stay, and no gradient."""
+    part = _kept(old.detach(), dim, keep)
+    return Swap(old, nn.Parameter(part, old.requires_grad), dim, keep)
+
+
+def follow(optimizer: torch.optim.Optimizer, swaps: Iterable[Swap]) -> None:
+    """Give an optimizer the new parameters, and of the old ones' state what belongs to them."""
+    by_old = {id(each.old): each for each in swaps}
+    for group in optimizer.param_groups:
+        group["params"] = [by_old[id(p)].new if id(p) in by_old else p for p in group["params"]]
+    for each in by_old.values():
+        state = optimizer.state.pop(each.old, None)
+        if state is not None:
+            optimizer.state[each.new] = {
+                # step counts are scalars
+                name: _kept(value, each.dim, each.keep)
+                if isinstance(value, Tensor) and value.shape == each.old.shape
+                else value
+                for name, value in state.items()
+            }
+
+
+def components_to_keep(
+    scores: Mapping[str, Tensor],
+    dead: Mapping[str, Tensor],
+    least: Mapping[str, int],
+    multiples: Mapping[str, int],
+) -> dict[str, Tensor]:
+    """What is not dead, the best of each layer up to its floor, and some dead ones that make the
+    number a multiple.
+
+    Args:
+        scores: Importance of the components, [num_components] each.
+        dead: Which are surely closed, bool, under some of the same names.
+        least: Components that each layer has to keep.
+        multiples: Of each layer's rank.
+
+    Returns:
+        Masks of the layers that lose something; nothing if all of them together would lose less
+        than `LEAST_PART`.
+    """
+    keep = {}
+    for name, closed in dead.items():
+        alive = int((~closed).sum())
+        wanted = rounded_up(max(alive, least[name]), multiples[name])
+        if wanted < len(closed):
+            # dead ones come last whatever their score
+            rank = scores[name].double() - closed * (2 * scores[name].abs().max().double() + 1)
+            best = torch.argsort(rank, descending=True, stable=True)[:wanted]
+            keep[name] = torch.zeros(len(closed), dtype=torch.bool)
+            keep[name][best] = True
+    lost = sum(int((~mask).sum()) for mask in keep.values())
+    total = sum(len(score) for score in scores.values())
+    return keep if lost and lost >= LEAST_PART * total else {}
+
+
+def _kept(tensor: Tensor, dim: int, keep: Tensor) -> Tensor:
+    return tensor.index_select(dim, keep.nonzero().flatten().to(tensor.device))
