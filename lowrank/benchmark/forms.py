@@ -1,9 +1,9 @@
 """The ways in which a model can be run, by name. A new one is one entry of `FORMS`.
 
 A form is built from a torch model and an example of its inputs, and is called as the model is:
-`form(**inputs)`, with an output that has `logits`. A prompt's pass also gives it `use_cache` and, if
-the model knows it, `logits_to_keep=1`: logits are then of the last position. One that cannot be
-built says why.
+`form(**inputs)`, with an output that has `logits`. A prompt's pass also gives it `use_cache` and,
+if the model knows it, `logits_to_keep=1`: logits are then of the last position. One that cannot
+be built says why.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
 
 import lowrank
 from lowrank.benchmark.forms import fold
@@ -22,8 +24,10 @@ from lowrank.benchmark.presets import AUTO_CLASS
 from lowrank.benchmark.subjects import Subject
 from lowrank.errors import LowRankError
 from lowrank.export import WEIGHTS
+from lowrank.forms import described_layers
 from lowrank.hf import save_pretrained
 from lowrank.int8 import num_int8_bytes, quantize_int8
+from lowrank.linear import is_conv1d
 
 LOADS = 3
 """Processes per model; the file is in the system's cache from the second one on at the latest."""
@@ -38,8 +42,9 @@ def measure_resources(subject: Subject, work: Work, loads: int = LOADS) -> dict[
         loads: Processes per model.
 
     Returns:
-        JSON, by form: `dense`, `compressed`, `folded`; of `int8` forms the bytes a file would
-        hold, for a quantized model is made in memory and not loaded.
+        JSON, by form: `dense`, `compressed`, and `folded` where all small layers are pairs of
+        factors; of `int8` forms the bytes a file would hold, for a quantized model is made in
+        memory and not loaded.
     """
     found: dict[str, Any] = {}
     with _folders(subject) as folders:
@@ -69,15 +74,30 @@ def _folders(subject: Subject) -> Iterator[dict[str, Path]]:
     """Exports of the two models and of the folded one."""
     auto_class = AUTO_CLASS[subject.kind]
     with tempfile.TemporaryDirectory(prefix="lowrank-bench-") as root:
-        models = {"folded": fold(subject.compressed)}
-        folders = {}
+        models: dict[str, nn.Module] = {}
+        folders: dict[str, Path] = {}
         if subject.folders is not None:
             folders = dict(zip(("dense", "compressed"), subject.folders, strict=True))
         else:
-            models = {"dense": subject.dense, "compressed": subject.compressed} | models
+            models = {"dense": subject.dense, "compressed": subject.compressed}
+        forms = {layer["form"] for layer in described_layers(subject.compressed).values()}
+        if forms <= {"low-rank"}:
+            models["folded"] = _folded(subject)
         for form, model in models.items():
             folders[form] = save_pretrained(model, Path(root) / form, auto_class)
         yield folders
+
+
+def _folded(subject: Subject) -> nn.Module:
+    """The compressed model's function in the dense model's layers, as its class loads them."""
+    model = copy.deepcopy(subject.dense)
+    products = fold(subject.compressed)
+    state = products.state_dict()
+    for name, module in model.named_modules():
+        if is_conv1d(module) and not is_conv1d(products.get_submodule(name)):
+            state[f"{name}.weight"] = state[f"{name}.weight"].t()
+    model.load_state_dict(state)
+    return model
 
 
 def _fresh(folder: Path, subject: Subject, work: Work) -> dict[str, Any]:

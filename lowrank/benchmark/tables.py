@@ -190,7 +190,7 @@ def _share(value: float | None) -> str:
 
 
 def _mib(value: float | None) -> str:
-    return "" if value is None else f"{value / MIB:,.0f}"
+    return "" if value is None else f"{value / MIB:,.1f}"
 
 
 def _number(value: float | None) -> str:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 
-from lowrank import bench
+from lowrank import HeadsFfn, NeuronL0, Pruner, bench
 from lowrank.benchmark.layers import measure_layers, with_rest
 from lowrank.benchmark.phases import Work
-from lowrank.benchmark.subjects import Subject
+from lowrank.benchmark.subjects import HEADS, Subject
 from tests.lowrank.benchmark import tiny_decoder, tiny_encoder
 
 
@@ -30,6 +32,19 @@ def test_a_decoded_token_is_one_row_each_and_conv1d_is_a_matrix_too():
     assert {kind["rows"] for kind in found} == {3}
     assert [kind["count"] for kind in found] == [2, 2, 2, 2]
     assert (found[0]["out_features"], found[0]["in_features"]) == (48, 16)
+
+
+@pytest.mark.parametrize("method", [NeuronL0(density=0.5), HeadsFfn(density=0.5)])
+def test_layers_of_other_methods_are_timed_too(method):
+    dense = tiny_encoder().dense
+    small = Pruner(copy.deepcopy(dense), method, exclude=HEADS).finish().eval()
+    subject = Subject(name="other", kind="encoder", dense=dense, compressed=small)
+    found = measure_layers(subject, Work("forward", 2, 8), repeats=7)
+    assert sum(kind["count"] for kind in found) == len(subject.layers) > 0
+    for kind in found:
+        assert kind["form"] in ("sliced", "narrow")
+        assert kind["rank"] is None
+        assert kind["promised"] >= 1
 
 
 def test_a_model_without_small_layers_has_none():

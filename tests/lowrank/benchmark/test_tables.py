@@ -58,7 +58,7 @@ def test_operators_of_both_models_share_rows():
 
 def test_resources_are_in_mebibytes():
     rows = resource_table(subject()).rows
-    assert rows[0] == ["dense", "2", "0.50", "1", "3", "4", "", ""]
+    assert rows[0] == ["dense", "2.0", "0.50", "1.0", "3.0", "4.0", "", ""]
     assert rows[1] == ["compressed int8", "", "", "", "", "", "", "no kernels"]
 
 
