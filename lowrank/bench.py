@@ -17,11 +17,17 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from lowrank.errors import LowRankError
 
+MIN_REPEATS = 7
+"""Of a published figure: medians of fewer moved by more than 10 % from run to run."""
+RESAMPLES = 2000
+"""Of the bootstrap: 1000 or more for the ends of an interval (Efron and Tibshirani 1993, chapter
+13)."""
 MIN_SAMPLE_S = 0.02
 """A sample repeats the call until it lasts this long: below it the clock's and the scheduler's
 jitter shows."""
@@ -47,6 +53,60 @@ class Pair:
     @property
     def speedup_quartiles(self) -> tuple[float, float]:
         return quartiles(self.ratios)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ratio:
+    """How many times faster something is, from paired repeats."""
+
+    median: float
+    low: float
+    high: float
+    """Ends of the 95 % bootstrap interval of the median."""
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether the whole interval lies above 1."""
+        return self.low > 1
+
+
+def paired_ratio(reference_s: Sequence[float], other_s: Sequence[float], seed: int = 0) -> Ratio:
+    """Median of reference / other over paired repeats, with its interval.
+
+    Args:
+        reference_s: Seconds of what is compared with, one per repeat.
+        other_s: Seconds of what is compared, from the same rounds.
+        seed: Of the bootstrap.
+    """
+    ratios = [a / b for a, b in zip(reference_s, other_s, strict=True)]
+    low, high = bootstrap_interval(ratios, seed)
+    return Ratio(median=median(ratios), low=low, high=high)
+
+
+def bootstrap_interval(
+    values: Sequence[float], seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap of the median (Efron 1979).
+
+    Args:
+        values: At least one.
+        seed: The same values and seed give the same interval.
+        level: Coverage, 0 < level < 1.
+    """
+    if not values or not 0 < level < 1:
+        raise LowRankError(f"a value and 0 < level < 1 are needed, got {len(values)}, {level}")
+    sample = np.asarray(values, dtype=float)
+    draws = np.random.default_rng(seed).integers(len(sample), size=(RESAMPLES, len(sample)))
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.median(sample[draws], axis=1), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def check_repeats(repeats: int) -> int:
+    """Return `repeats` unchanged, or raise LowRankError for too few to be published."""
+    if repeats < MIN_REPEATS:
+        raise LowRankError(f"repeats >= {MIN_REPEATS} must hold, got {repeats}")
+    return repeats
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
@@ -104,14 +164,18 @@ def forward_pair(
     dense: nn.Module, compressed: nn.Module, inputs: Mapping[str, Any], repeats: int
 ) -> Pair:
     """`time_pair` of two models' forward passes in inference mode, on the device of the inputs."""
-    device = next(iter(inputs.values())).device
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else None
+    synchronize = synchronizer(next(iter(inputs.values())).device)
     dense.eval()
     compressed.eval()
     with torch.inference_mode():
         return time_pair(
             lambda: dense(**inputs), lambda: compressed(**inputs), repeats, synchronize
         )
+
+
+def synchronizer(device: torch.device) -> Callable[[], None] | None:
+    """What waits for a device's work; None where a call returns after it."""
+    return torch.cuda.synchronize if device.type == "cuda" else None
 
 
 @contextmanager

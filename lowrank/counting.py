@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -36,10 +36,6 @@ def num_matrix_parameters(model: nn.Module, names: list[str], nonzero: bool = Fa
 def macs_per_token(model: nn.Module, inputs: Mapping[str, Any], num_tokens: int) -> float:
     """Multiply-accumulates of one forward pass per token, attention products included.
 
-    Counted by torch's FlopCounterMode (two FLOPs are one multiply-accumulate) on the shapes that
-    the pass really has; look-ups in a dense embedding are free, those in a factorized one cost
-    the product with the second factor.
-
     Args:
         model: Called as `model(**inputs)` in evaluation mode.
         inputs: One batch.
@@ -48,9 +44,19 @@ def macs_per_token(model: nn.Module, inputs: Mapping[str, Any], num_tokens: int)
     training = model.training
     model.eval()
     try:
-        # fused attention kernels hide their products from the counter
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
-            model(**inputs)
+        return count_macs(lambda: model(**inputs)) / num_tokens
     finally:
         model.train(training)
-    return count.get_total_flops() / 2 / num_tokens
+
+
+def count_macs(call: Callable[[], object]) -> float:
+    """Multiply-accumulates of whatever a call computes.
+
+    Counted by torch's FlopCounterMode (two FLOPs are one multiply-accumulate) on the shapes that
+    the pass really has; look-ups in a dense embedding are free, those in a factorized one cost
+    the product with the second factor.
+    """
+    # fused attention kernels hide their products from the counter
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
+        call()
+    return count.get_total_flops() / 2

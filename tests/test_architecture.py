@@ -33,6 +33,7 @@ def modules_after(statement: str) -> set[str]:
     "statement",
     [
         "import lowrank",
+        "import lowrank.benchmark.harness, lowrank.benchmark.tables",
         "import lowrank.bench, lowrank.counting, lowrank.hf, lowrank.metrics, lowrank.schedule",
     ],
 )

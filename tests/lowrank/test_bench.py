@@ -1,13 +1,25 @@
 from __future__ import annotations
 
 import json
+import statistics
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lowrank import LowRankError, bench
-from lowrank.bench import Pair, fingerprint, forward_pair, num_threads, quartiles, time_pair
+from lowrank.bench import (
+    Pair,
+    bootstrap_interval,
+    check_repeats,
+    fingerprint,
+    forward_pair,
+    num_threads,
+    paired_ratio,
+    quartiles,
+    time_pair,
+)
 
 
 class Clock:
@@ -152,3 +164,48 @@ def test_the_fingerprint_says_what_a_timing_depends_on():
     assert found["torch"] == torch.__version__
     assert found.keys() >= {"cpu", "cores", "python", "system"}
     assert all(found.values())
+
+
+def test_the_bootstrap_interval_is_that_of_scipy():
+    scipy_stats = pytest.importorskip("scipy.stats")
+    values = [1.5, 1.9, 1.7, 1.8, 1.75, 1.4, 1.85, 1.72, 1.6]
+    low, high = bootstrap_interval(values, seed=3)
+    theirs = scipy_stats.bootstrap(
+        (values,), statistics.median, vectorized=False, n_resamples=4000, method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    assert low < statistics.median(values) < high
+    # medians take few values, so the ends are values of the sample or a step away
+    assert low == pytest.approx(theirs.low, abs=0.06)
+    assert high == pytest.approx(theirs.high, abs=0.06)
+
+
+def test_the_bootstrap_interval_is_a_function_of_values_and_seed():
+    values = [1.0, 1.2, 1.1, 1.3, 1.7, 1.5, 1.6]
+    assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1)
+    assert bootstrap_interval([2.0] * 7) == (2.0, 2.0)
+    wide = bootstrap_interval(values, level=0.99)
+    narrow = bootstrap_interval(values, level=0.5)
+    assert wide[0] <= narrow[0] <= narrow[1] <= wide[1]
+    assert wide != narrow
+    for bad in ([], values):
+        with pytest.raises(LowRankError, match="0 < level < 1"):
+            bootstrap_interval(bad, level=1.0)
+
+
+def test_a_ratio_is_faster_only_if_its_whole_interval_is():
+    reference = [2.0, 2.2, 1.9, 2.1, 2.0, 2.3, 1.8]
+    twice = paired_ratio(reference, [value / 2 for value in reference])
+    assert (twice.median, twice.low, twice.high) == pytest.approx((2.0, 2.0, 2.0))
+    assert twice.is_faster
+    assert not paired_ratio(reference, reference).is_faster
+    mixed = paired_ratio(reference, [1.9, 2.3, 1.8, 2.2, 1.9, 2.4, 1.9])
+    assert mixed.low < 1 < mixed.high
+    assert not mixed.is_faster
+
+
+@pytest.mark.parametrize("repeats", [6, 1, 0])
+def test_fewer_than_seven_repeats_are_refused(repeats):
+    with pytest.raises(LowRankError, match=f"repeats >= 7 must hold, got {repeats}"):
+        check_repeats(repeats)
+    assert check_repeats(7) == 7

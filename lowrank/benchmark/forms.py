@@ -1,0 +1,105 @@
+"""The ways in which a model can be run, by name. A new one is one entry of `FORMS`.
+
+A form is built from a torch model and an example of its inputs, and is called as the model is:
+`form(**inputs)`, with an output that has `logits`. A prompt's pass also gives it `use_cache` and,
+if the model knows it, `logits_to_keep=1`: logits are then of the last position. One that cannot
+be built says why.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.errors import LowRankError
+from lowrank.int8 import quantize_int8
+from lowrank.linear import LowRankLinear
+from lowrank.surgery import replace_layers
+
+Run = Callable[..., Any]
+Builder = Callable[[nn.Module, Mapping[str, Tensor]], Run]
+
+
+class Unavailable(LowRankError):
+    """A form that cannot be made of this model, on this device or in this environment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How to build a form, and where it makes sense."""
+
+    build: Builder
+    dense: bool = True
+    """Whether it says anything about a dense model."""
+    decodes: bool = True
+    """Whether it takes and returns a KV cache as the model does."""
+    static_cache: bool = False
+    """Whether decoding needs a cache of fixed size."""
+    same_arithmetic: bool = True
+    """Whether it makes the model's own multiply-accumulates, so that their number predicts it."""
+
+
+def eager(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
+    """The model as it is."""
+    return model
+
+
+def folded(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
+    """Every pair of factors multiplied out: loads anywhere, and runs as fast as dense."""
+    return fold(model)
+
+
+def int8(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
+    """torch's dynamic quantization (`lowrank.int8`)."""
+    if next(model.parameters()).dtype != torch.float32:
+        raise Unavailable("dynamic quantization starts from float32")
+    try:
+        return quantize_int8(model)
+    except LowRankError as error:
+        raise Unavailable(str(error)) from error
+
+
+def compiled(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
+    """torch.compile, for these shapes; compiled by its first call."""
+    return torch.compile(model, dynamic=False)
+
+
+FORMS: dict[str, Form] = {
+    "eager": Form(eager),
+    "compiled": Form(compiled, static_cache=True),
+    "folded": Form(folded, dense=False, same_arithmetic=False),
+    "int8": Form(int8, same_arithmetic=False),
+}
+"""In the order of the tables. `eager` is what others are compared with."""
+USUAL = ("eager", "folded", "int8")
+"""Compilation takes minutes and a C++ compiler, so it is for those who ask."""
+
+
+def check_forms(names: Mapping[str, object] | list[str] | tuple[str, ...]) -> list[str]:
+    """The forms in the order of `FORMS`, with `eager`; or LowRankError for an unknown one."""
+    for name in names:
+        if name not in FORMS:
+            raise LowRankError(f"a form is one of {[*FORMS]}, got {name!r}")
+    return [name for name in FORMS if name in names or name == "eager"]
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """A copy in which every `LowRankLinear` is one nn.Linear with the product, made in float64."""
+    return replace_layers(
+        copy.deepcopy(model),
+        lambda _, module: _product(module) if type(module) is LowRankLinear else None,
+    )
+
+
+def _product(layer: LowRankLinear) -> nn.Module:
+    with torch.device("meta"):
+        dense = nn.Linear(layer.in_features, layer.out_features, bias=False)
+    product = layer.weight.detach().double() @ layer.projection.detach().double()
+    dense.weight = nn.Parameter(product.to(layer.weight.dtype))
+    dense.register_parameter("bias", layer.bias)
+    return dense.train(layer.training)
