@@ -52,7 +52,7 @@ $(VENV)/.ready: $(PINS) | $(BIN)/python
 
 $(VENV)/.ready-test: $(VENV)/.ready
 	@echo "== Installing what the tests need"
-	$(PIP) -q -e ".[test]"
+	$(PIP) -q -e ".[onnx,bench,test]"
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready

@@ -283,6 +283,50 @@ def bench(
 
 
 @app.command()
+def export(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A finished model: runs/NAME/models/KEY, or what `lowrank compress` wrote.",
+            metavar="FOLDER",
+            show_default=False,
+        ),
+    ],
+    form: Annotated[str, typer.Option("--form", help="factorized, folded, onnx or pt2.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder for the form.")],
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Load the result in a fresh process and compare its logits with the model's.",
+        ),
+    ] = True,
+) -> None:
+    """Give a compressed model the form that its user can load, and prove that it is the same.
+
+    [bold]factorized[/bold]  small and fast. A folder of transformers; its user installs
+    lowrank-orchestrator and writes `import lowrank.auto`. Generation with a cache, half precision,
+    further training. Take this one if you can.
+
+    [bold]folded[/bold]  needs nothing but transformers. The factors are multiplied out: on disk, in
+    memory and in time it is the dense model again, with the compressed model's answers.
+
+    [bold]onnx[/bold]  small and fast in ONNX Runtime, without torch; any batch and length, two
+    products per factorized layer. Logits only: a decoder has no cache. Needs the extra `onnx` here.
+
+    [bold]pt2[/bold]  small and fast in torch alone (torch.export), without transformers. Logits
+    only.
+
+    Bytes and the four densities are recounted from the files and printed. Then the result is loaded
+    in a fresh process, with nothing that the form says it does not need, and must answer like the
+    model that was trained. docs/export.md says more.
+    """
+    from jobs.commands import export as command
+
+    _exit(command, folder, form, out, verify)
+
+
+@app.command()
 def ui(
     spec: SpecArgument,
     set_: SetOption,

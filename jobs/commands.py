@@ -191,6 +191,29 @@ def compress(
     return 0
 
 
+def export(folder: Path, form: str, out: Path, verify: bool) -> int:
+    """One form of a finished model, verified."""
+    from lowrank.conversion import convert, read_note, verify_export
+
+    note = read_note(convert(folder, form, out))
+    sizes = note["sizes"]
+    say(f"{out}: {note['says']}")
+    words = {"prunable": "pruned matrices", "macs": "multiply-accumulates per token"}
+    for name, value in sizes["densities"].items():
+        target = note["target_density"] if name == "prunable" and form != "folded" else None
+        asked = "" if target is None else f", at most {target:g} asked for"
+        say(f"  {value:8.2%} of the dense {words.get(name, name)}{asked}")
+    if not verify:
+        say("  not verified: lowrank export without --no-verify loads it in a fresh process")
+        return 0
+    verdict, _ = verify_export(out)
+    say(
+        f"  verified in a fresh process by {', '.join(verdict.routes)}: logits within "
+        f"{verdict.error:.1e} of the model's, {verdict.tolerance:g} allowed"
+    )
+    return 0
+
+
 def ui(path: Path, overrides: Sequence[str], port: int) -> int:
     """MLflow's server on the campaign's store, until Ctrl-C."""
     from orchestrator.layout import Layout

@@ -55,7 +55,7 @@ def save(model: nn.Module, folder: Path | str, metadata: dict[str, Any] | None =
         # by class, not by name: mixtures of experts have a `gate` of their own
         if isinstance(module, PrunedLayer):
             raise ExportError(f"{name}: gates are still in the model, call Pruner.finish() first")
-    tensors, aliases = _distinct_tensors(model)
+    tensors, aliases = distinct_tensors(model)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ExportError(f"{name}: a saved model must be finite, found NaN or infinity")
@@ -185,7 +185,7 @@ def _numel(shape: list[int]) -> int:
     return total
 
 
-def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """State without duplicates, and which further names the tied tensors have."""
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -246,7 +246,7 @@ def _check_keys(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     ]
     if not problems:
         # loading would let the last of them win in silence
-        ties = _distinct_tensors(model)[1].items()
+        ties = distinct_tensors(model)[1].items()
         apart = [name for name, first in ties if not torch.equal(tensors[name], tensors[first])]
         if apart:
             problems.append(f"tied in this model, not in the export: {_some(apart)}")

@@ -79,6 +79,8 @@ def _save_config(model: Any, folder: Path) -> None:
 
     model.config.__dict__.pop("quantization_config", None)
     model.config.architectures = [type(model).__name__]
+    # from_pretrained goes by it, and a model may have been cast since its config was read
+    model.config.dtype = model.dtype
     if described_layers(model):
         auto.attach(model)
     model.config.save_pretrained(folder)

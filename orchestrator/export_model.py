@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from lowrank.contract import check_answers, load_reference, reference_of, save_reference
 from lowrank.counting import macs_per_token, num_matrix_parameters
 from lowrank.export import WEIGHTS, num_stored_parameters, read_manifest, sha256_of
 from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
@@ -51,7 +52,11 @@ def export_model(
             "key": job.key,
             "task": job.task["name"],
         }
+        if (target := _exact_target(job)) is not None:
+            metadata["target_density"] = target
+        reference = reference_of(trained.model, tokenizer)
         save_pretrained(trained.model, folder, auto_class_of(job.task_spec), tokenizer, metadata)
+        save_reference(reference, folder)
         validation, test, size = measure_export(folder, task, workers)
         record = ModelRecord(
             key=job.key,
@@ -79,8 +84,14 @@ def export_model(
 def measure_export(
     folder: Path, task: TrainingTask, workers: Workers
 ) -> tuple[dict[str, float], dict[str, float], Size]:
-    """Validation metrics, test metrics and size of an exported model, loaded from its files."""
-    model = load_pretrained(folder).to(workers.device)
+    """Validation metrics, test metrics and size of an exported model, loaded from its files.
+
+    Raises:
+        ExportError: It does not answer like the model that was exported.
+    """
+    model = load_pretrained(folder)
+    check_answers(model, load_reference(folder), str(folder))
+    model = model.to(workers.device)
     validation = evaluate(model, task, workers, "validation")
     test = evaluate(model, task, workers, "test")
     for split, metrics in (("validation", validation), ("test", test)):
@@ -104,6 +115,14 @@ def recount(folder: Path, model: nn.Module, task: TrainingTask) -> Size:
         num_bytes=(folder / WEIGHTS).stat().st_size,
         macs_per_token=macs_per_token(model, inputs, inputs["input_ids"].numel()),
     )
+
+
+def _exact_target(job: Job) -> float | None:
+    """The density that the export must not exceed, for methods that project onto parameters."""
+    method = job.method_spec
+    if job.dense is None or method.kind in ("faithful", "from-scratch"):
+        return None
+    return method.density if method.budget == "parameters" else None
 
 
 def _stores_zeros(method: MethodSpec) -> bool:

@@ -26,8 +26,11 @@ another number of threads differ by about 1e-6."""
 Runner = Callable[..., Any]
 
 
-def evaluate_artifact(folder: str, task_spec: AnyTask, data: str) -> tuple[dict[str, float], Size]:
-    """Test metrics and size of an exported model, from its files alone."""
+def evaluate_artifact(
+    folder: str, task_spec: AnyTask, data: str
+) -> tuple[dict[str, float], Size, str | None]:
+    """Test metrics and size of an exported model, from its files alone, in a process that did not
+    train it; and in what it breaks its contract, or None."""
     from lowrank.hf import load_pretrained
     from orchestrator.data.prepare import PreparedData
     from orchestrator.export_model import recount
@@ -37,8 +40,29 @@ def evaluate_artifact(folder: str, task_spec: AnyTask, data: str) -> tuple[dict[
 
     workers = LocalWorkers()
     task = make_task(task_spec, PreparedData.open(Path(data)), seed=0)
-    model = load_pretrained(folder).to(workers.device)
-    return evaluate(model, task, workers, "test"), recount(Path(folder), model, task)
+    model = load_pretrained(folder)
+    broken = _broken_contract(Path(folder), model)
+    model = model.to(workers.device)
+    return evaluate(model, task, workers, "test"), recount(Path(folder), model, task), broken
+
+
+def _broken_contract(folder: Path, model: Any) -> str | None:
+    """Whether an artifact answers like the model that was trained, by both ways to load it."""
+    import transformers
+
+    import lowrank.auto  # noqa: F401 - the registration
+    from lowrank.contract import check_answers, load_reference
+    from lowrank.errors import ExportError
+    from lowrank.export import read_manifest
+
+    try:
+        reference = load_reference(folder)
+        check_answers(model, reference, "load_pretrained")
+        auto_class = getattr(transformers, read_manifest(folder)["metadata"]["auto_class"])
+        check_answers(auto_class.from_pretrained(folder), reference, "from_pretrained")
+    except ExportError as error:
+        return str(error)
+    return None
 
 
 def registered_name(spec: CampaignSpec, task: str) -> str:
@@ -84,8 +108,8 @@ def promote_version(
     """
     with tempfile.TemporaryDirectory(prefix="lowrank-artifact-") as temporary:
         folder = registry.download(name, version, Path(temporary))
-        test, size = run(evaluate_artifact, str(folder), task, data)
-    checks = _checks(spec, record, dense, test, size)
+        test, size, broken = run(evaluate_artifact, str(folder), task, data)
+    checks = _checks(spec, record, dense, test, size, broken)
     failed = [check for check in checks if not check["passed"]]
     if failed:
         sentence = f"{name} version {version} stays candidate: " + "; ".join(
@@ -113,6 +137,7 @@ def _checks(
     dense: ModelRecord,
     test: dict[str, float],
     size: Size,
+    broken: str | None,
 ) -> list[dict[str, Any]]:
     metric = record.metric.name
     difference = abs(test[metric] - record.test[metric])
@@ -127,6 +152,11 @@ def _checks(
             "rule": "parameters of the downloaded artifact as recorded",
             "value": f"{size.num_parameters}, recorded {record.size.num_parameters}",
             "passed": size == replace(size, num_parameters=record.size.num_parameters),
+        },
+        {
+            "rule": "the downloaded artifact answers like the model that was trained",
+            "value": broken or "by load_pretrained and from_pretrained",
+            "passed": broken is None,
         },
     ]
     # the gates look at test: validation has already been used to choose

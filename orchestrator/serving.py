@@ -20,6 +20,15 @@ def requirements() -> list[str]:
     return [f"{name}=={version(name).split('+')[0]}" for name in RUNTIME_PACKAGES]
 
 
+def input_example(task_kind: str) -> Any:
+    """A row that the served model answers, kept beside it: what a request looks like."""
+    import pandas as pd
+
+    if task_kind == "language-modelling":
+        return pd.DataFrame({"prompt": ["The"]})
+    return pd.DataFrame({"text": ["A short text."], "text_pair": ["Another one."]})
+
+
 def signature(task_kind: str) -> Any:
     """Input and output columns of the served model."""
     from mlflow.models import ModelSignature

@@ -258,6 +258,7 @@ class RunWriter:
                 # the library travels with the model: nothing but its dependencies is needed
                 code_paths=[str(Path(lowrank.__file__).parent)],
                 signature=serving.signature(task_kind),
+                input_example=serving.input_example(task_kind),
                 pip_requirements=serving.requirements(),
                 params={k: str(v)[:250] for k, v in flat(params).items()},
             )

@@ -293,6 +293,38 @@ class TestCompress:
         assert "pattern 'nothing.*' matches no layer; layers that can be matched: " in result.stderr
 
 
+class TestExport:
+    @pytest.mark.slow
+    def test_a_form_is_written_and_verified(self, lowrank: Lowrank, lm: Family, tmp_path: Path):
+        record, out = lm.trials[0], tmp_path / "folded"
+        result = lowrank("export", record.export, "--form", "folded", "--out", out)
+        assert result.exit_code == 0, result.stderr
+        lines = result.stdout.splitlines()
+        size = (out / "model.safetensors").stat().st_size
+        assert lines[0].startswith(f"{out}: {size:,} bytes, ")
+        assert "this is the dense model again" in lines[0]
+        assert lines[1] == " " * 3 + "100.00% of the dense pruned matrices"
+        assert lines[-1].startswith("  verified in a fresh process by from_pretrained: logits with")
+
+    def test_sizes_are_those_of_the_campaign(self, lowrank: Lowrank, lm: Family, tmp_path: Path):
+        record, out = lm.trials[0], tmp_path / "small"
+        words = ("--form", "factorized", "--out", out, "--no-verify")
+        result = lowrank("export", record.export, *words)
+        assert result.exit_code == 0, result.stderr
+        densities = record.densities
+        assert f"{densities.prunable:8.2%} of the dense pruned matrices, at most" in result.stdout
+        assert f"{densities.parameters:8.2%} of the dense parameters" in result.stdout
+        assert f"{densities.bytes:8.2%} of the dense bytes" in result.stdout
+        assert "not verified" in result.stdout
+
+    def test_bad_requests(self, lowrank: Lowrank, lm: Family, tmp_path: Path):
+        words = ("export", lm.trials[0].export, "--out", tmp_path / "x")
+        shown = refused(lowrank(*words, "--form", "gguf"), 1)
+        assert shown == "form must be one of factorized, folded, onnx, pt2, got 'gguf'"
+        shown = refused(lowrank("export", tmp_path, "--form", "folded", "-o", tmp_path / "x"), 1)
+        assert "not a finished lowrank export" in shown
+
+
 class TestRun:
     def test_layers_that_a_compared_method_cannot_prune_stop_it_before_any_training(
         self, lowrank: Lowrank, store: str, tmp_path: Path
@@ -362,8 +394,8 @@ class TestAfterARun:
         result = lowrank("promote", finished)
         assert result.exit_code == 0, result.stderr
         lines = result.stdout.splitlines()
-        assert [line.split()[0] for line in lines[:3]] == ["pass"] * 3
-        assert lines[-1] == f"{name} version 2 is champion: all 3 checks passed"
+        assert [line.split()[0] for line in lines[:4]] == ["pass"] * 4
+        assert lines[-1] == f"{name} version 2 is champion: all 4 checks passed"
 
         result = lowrank("promote", finished, "--version", "1")
         assert result.exit_code == 1, "50 % is more than the gate allows"

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lowrank.auto
 from lowrank import Agp, ExportError, FixedRank, HeadsFfn, Method, Pruner, Start
+from lowrank.contract import TOLERANCES
 from lowrank.forms import described_layers
 from lowrank.hf import load_pretrained, save_pretrained
 from lowrank.models import register
@@ -152,6 +153,53 @@ def test_generation_with_a_cache(kind, tmp_path):
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     wanted = model.generate(TOKENS[:, :5], use_cache=False, **options)
     assert torch.equal(loaded.generate(TOKENS[:, :5], use_cache=True, **options), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["gpt2 with embedding", "llama", "bert"])
+def test_half_precision_is_near_the_model(kind, dtype, tmp_path):
+    model, auto_class = compacted(kind)
+    folder = save_pretrained(model, tmp_path, auto_class)
+    loaded = from_pretrained(auto_class, folder, dtype=dtype)
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    wanted = output(model)
+    # not equal to the model cast: transformers keeps the frequencies of positions in float32
+    assert (output(loaded) - wanted).abs().max() <= TOLERANCES[dtype] * wanted.abs().max()
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
+@pytest.mark.parametrize("kind", ["gpt2 with embedding", "bert"])
+def test_a_device_map_places_the_factors(kind, device_map, tmp_path):
+    pytest.importorskip("accelerate", reason="transformers needs it for device_map")
+    model, auto_class = compacted(kind)
+    folder = save_pretrained(model, tmp_path, auto_class)
+    loaded = from_pretrained(auto_class, folder, device_map=device_map)
+    assert described_layers(loaded) == described_layers(model)
+    assert torch.equal(output(loaded).cpu(), output(model))
+    assert ties(loaded) == ties(model)
+
+
+def test_a_pipeline_continues_a_text(tmp_path):
+    import transformers
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = {f"w{number}": number for number in range(40)}
+    raw = Tokenizer(WordLevel(words, unk_token="w0"))
+    raw.pre_tokenizer = Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="w0", pad_token="w0"
+    )
+    model, auto_class = compacted("gpt2 with embedding")
+    folder = save_pretrained(model, tmp_path, auto_class, tokenizer)
+    pipe = transformers.pipeline("text-generation", model=str(folder), device="cpu")
+    (made,) = pipe("w3 w7 w1", max_new_tokens=4, do_sample=False, return_full_text=False)
+    ids = torch.tensor([[3, 7, 1]])
+    with torch.no_grad():
+        for _ in range(4):
+            ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
+    assert made["generated_text"].split() == [f"w{number}" for number in ids[0, 3:].tolist()]
 
 
 def test_a_vocabulary_that_grew_is_saved_as_it_is(tmp_path):

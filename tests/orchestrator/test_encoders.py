@@ -130,9 +130,10 @@ def test_a_whole_job(name: str, kind: str, tmp_path: Path):
     dense = train_to(tmp_path / "dense", make_job(spec, task.data, how))
     record = train_to(tmp_path / "small", make_job(spec, task.data, how, dense.export))
     assert record.size.num_prunable <= 0.5 * dense.size.num_prunable
-    test, size = evaluate_artifact(record.export, spec, str(task.data.folder))
+    test, size, broken = evaluate_artifact(record.export, spec, str(task.data.folder))
     assert test == record.test
     assert size == record.size
+    assert broken is None
     model, original = load_pretrained(record.export), load_pretrained(dense.export)
     for head in HEADS[name]:
         assert type(model.get_submodule(head)) is nn.Linear

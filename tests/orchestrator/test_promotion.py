@@ -91,12 +91,12 @@ def test_what_passes_becomes_champion(desk: Desk):
     outcome = desk.submit(record, "density <= 50%", "quality_drop <= 1000%")
     name = f"campaign-{desk.family.task.name}"
     assert (outcome.promoted, outcome.model, outcome.version) == (True, name, "1")
-    assert outcome.sentence == f"{name} version 1 is champion: all 4 checks passed"
-    assert [check["passed"] for check in outcome.checks] == [True] * 4
+    assert outcome.sentence == f"{name} version 1 is champion: all 5 checks passed"
+    assert [check["passed"] for check in outcome.checks] == [True] * 5
     assert outcome.reproduced == pytest.approx(record.test, abs=1e-6)
     assert desk.aliases() == ["1", "1", None]
     tags = desk.registry.tags(name, "1")
-    assert tags["gate.2"] == f"density <= 50%: pass ({record.densities.prunable:.1%})"
+    assert tags["gate.3"] == f"density <= 50%: pass ({record.densities.prunable:.1%})"
     assert (tags["why"], tags["campaign"], tags["task"]) == (
         "smallest of 2",
         "campaign",
@@ -121,7 +121,7 @@ def test_a_failed_gate_keeps_it_candidate_and_says_why(desk: Desk):
         f"campaign-{desk.family.task.name} version 2 stays candidate: "
         f"density <= 20% must hold, got {shown}; speedup >= 1.2 must hold, got not measured"
     )
-    assert [check["passed"] for check in outcome.checks] == [True, True, False, True, False]
+    assert [check["passed"] for check in outcome.checks] == [True, True, True, False, True, False]
     assert desk.aliases() == ["2", "1", None]
 
 
@@ -167,6 +167,25 @@ def test_other_weights_under_the_same_name_are_noticed(desk: Desk):
     assert desk.aliases() == ["1", None, None]
 
 
+def test_weights_that_score_the_same_and_answer_otherwise_are_noticed(desk: Desk):
+    """A thousandth off: no metric moves by more than its tolerance."""
+    record = desk.logged(0)
+    tamper(desk.artifact(record), lambda tensor: tensor * 1.001 if tensor.ndim > 1 else tensor)
+    outcome = desk.submit(record)
+    assert not outcome.promoted
+    contract = outcome.checks[2]
+    assert contract["rule"] == "the downloaded artifact answers like the model that was trained"
+    assert contract["value"].startswith("load_pretrained: logits must be within 1e-05 of the model")
+
+
+def test_an_artifact_without_the_models_answers_is_not_promoted(desk: Desk):
+    record = desk.logged(0)
+    (desk.artifact(record) / "reference.safetensors").unlink()
+    outcome = desk.submit(record)
+    assert [check["passed"] for check in outcome.checks] == [True, True, False]
+    assert "reference.safetensors: no such file; export the model again" in outcome.sentence
+
+
 def test_another_model_under_the_same_name_is_noticed(desk: Desk):
     """The record of one trial with the artifact of the other: even its size differs."""
     one, other = desk.logged(0), desk.logged(1)
@@ -191,10 +210,10 @@ def test_a_figure_that_is_not_finite_neither_passes_nor_breaks_the_record(desk: 
     name = record.metric.name
 
     def broken(*_: Any) -> Any:
-        test, size = evaluate_artifact(
+        test, size, contract = evaluate_artifact(
             record.export, desk.family.task, str(desk.family.data.folder)
         )
-        return test | {name: math.nan}, size
+        return test | {name: math.nan}, size, contract
 
     spec = desk.spec()
     outcome = register_and_promote(

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +26,7 @@ from tests.orchestrator.small import Family
 PROMPTS = ["1 ab", "cab", "a" * 100]
 """The last is longer than the model's 32 positions."""
 TEXTS = ["fine lovely great", "dull bleak", "kind " * 60]
+ROWS = [[text] for text in TEXTS]
 PAIRS = {
     "text": ["fine great kind", "dull poor bleak", "green " * 60],
     "text_pair": ["kind fine great", "green weird", "weird"],
@@ -171,3 +178,67 @@ def test_signatures_name_their_columns():
     scores = serving.signature("regression")
     assert scores.inputs == classes.inputs
     assert scores.outputs.input_names() == ["score"]
+
+
+def test_a_logged_model_carries_what_a_client_needs(served: list[Served]):
+    for one in served:
+        example = json.loads((one.folder / "input_example.json").read_text())
+        columns = serving.input_example(one.family.task.kind).columns.tolist()
+        assert example["columns"] == columns
+        names = serving.signature(one.family.task.kind).inputs.input_names()
+        assert set(columns) <= set(names)
+        required = (one.folder / "requirements.txt").read_text().split()
+        assert set(serving.requirements()) <= set(required)
+        assert "signature:" in (one.folder / "MLmodel").read_text()
+
+
+@pytest.mark.slow
+def test_a_server_answers_over_http_like_the_model_in_process(
+    store: str, tmp_path: Path, classes: Family
+):
+    """`mlflow models serve` in this environment, on a port that is free."""
+    tracking = Tracking(store, "campaign", tmp_path / "artifacts")
+    writer = RunWriter(store, tracking.model_run("served", "p", "n", {}, {}))
+    uri = writer.model(Path(classes.trials[0].export), classes.task.kind, {})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    # the server finds its own programs by name
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+        try:
+            answer = ask(server, port, {"dataframe_split": {"columns": ["text"], "data": ROWS}})
+        finally:
+            # the server is a shell's child and has workers: the group that was started here
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(timeout=60)
+    labels, scores = zip(*(classify(classes.trials[0].export, row[0]) for row in ROWS), strict=True)
+    assert [row["label"] for row in answer["predictions"]] == list(labels)
+    assert [row["score"] for row in answer["predictions"]] == pytest.approx(scores, abs=1e-5)
+
+
+def ask(server: subprocess.Popen[bytes], port: int, question: Any) -> Any:
+    """The answer to one request, once the server is up."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations",
+        data=json.dumps(question).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + 500
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "the server has ended"
+        try:
+            with opener.open(request, timeout=120) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(1)
+    raise AssertionError("the server did not answer")

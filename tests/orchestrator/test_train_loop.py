@@ -48,7 +48,7 @@ import torch
 torch.set_num_threads(1)
 for job in json.load(sys.stdin):
     task = TypeAdapter(Task).validate_python(job["task"])
-    test, size = evaluate_artifact(job["folder"], task, job["data"])
+    test, _, _ = evaluate_artifact(job["folder"], task, job["data"])
     print(json.dumps(test))
 """
 
