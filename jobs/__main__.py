@@ -216,7 +216,7 @@ def bench(
     form: Annotated[
         list[str] | None,
         typer.Option(
-            help="Besides eager: folded, int8, compiled. By default folded and int8.",
+            help="Besides eager: folded, int8, onnx, compiled. By default folded and int8.",
             show_default=False,
         ),
     ] = None,

@@ -1,8 +1,8 @@
 """Write constraints.txt: the versions of this environment that the project needs, no others.
 
 Follows the requirements of pyproject.toml with the extras `onnx`, `test`, `bench` and `dev` through
-the installed packages. What else lies in the environment (an editor's tools) is left out, and so are
-local version suffixes: `torch==2.13.0` matches the CPU and the CUDA build alike.
+the installed packages. What else lies in the environment (an editor's tools) is left out, and so
+are local version suffixes: `torch==2.13.0` matches the CPU and the CUDA build alike.
 
     .venv/bin/python tools/freeze_constraints.py > constraints.txt
 """

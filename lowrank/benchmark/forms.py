@@ -8,18 +8,20 @@ be built says why.
 
 from __future__ import annotations
 
-import copy
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowrank.errors import LowRankError
+from lowrank.errors import ExportError, LowRankError
+from lowrank.folded import folded as make_folded
+from lowrank.graphs import INPUTS
 from lowrank.int8 import quantize_int8
-from lowrank.linear import LowRankLinear
-from lowrank.surgery import replace_layers
 
 Run = Callable[..., Any]
 Builder = Callable[[nn.Module, Mapping[str, Tensor]], Run]
@@ -51,7 +53,10 @@ def eager(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
 
 def folded(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
     """Every pair of factors multiplied out: loads anywhere, and runs as fast as dense."""
-    return fold(model)
+    try:
+        return make_folded(model).to(_device(model))
+    except ExportError as error:
+        raise Unavailable(str(error)) from error
 
 
 def int8(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
@@ -69,11 +74,48 @@ def compiled(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
     return torch.compile(model, dynamic=False)
 
 
+def onnx(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
+    """ONNX Runtime on the CPU. A prompt's pass computes the logits of every position."""
+    from lowrank.onnx import GRAPH, check_installed, save_onnx
+
+    if _device(model).type != "cpu":
+        raise Unavailable("ONNX Runtime is timed on the CPU only")
+    names = tuple(name for name in INPUTS if name in inputs)
+    try:
+        check_installed()
+        with tempfile.TemporaryDirectory() as folder:
+            save_onnx(model.eval(), folder, names)
+            session = _session(Path(folder) / GRAPH)
+    except ExportError as error:
+        raise Unavailable(str(error)) from error
+
+    def run(logits_to_keep: int = 0, use_cache: bool = False, **given: Tensor) -> SimpleNamespace:
+        arrays = {name: given[name].numpy() for name in names}
+        logits = torch.from_numpy(session.run(["logits"], arrays)[0])
+        return SimpleNamespace(logits=logits[:, -logits_to_keep:] if logits_to_keep else logits)
+
+    return run
+
+
+def _session(path: Path) -> Any:
+    """With as many threads as torch has, so that both are given the same processor."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
 FORMS: dict[str, Form] = {
     "eager": Form(eager),
     "compiled": Form(compiled, static_cache=True),
     "folded": Form(folded, dense=False, same_arithmetic=False),
     "int8": Form(int8, same_arithmetic=False),
+    "onnx": Form(onnx, decodes=False),
 }
 """In the order of the tables. `eager` is what others are compared with."""
 USUAL = ("eager", "folded", "int8")
@@ -86,20 +128,3 @@ def check_forms(names: Mapping[str, object] | list[str] | tuple[str, ...]) -> li
         if name not in FORMS:
             raise LowRankError(f"a form is one of {[*FORMS]}, got {name!r}")
     return [name for name in FORMS if name in names or name == "eager"]
-
-
-def fold(model: nn.Module) -> nn.Module:
-    """A copy in which every `LowRankLinear` is one nn.Linear with the product, made in float64."""
-    return replace_layers(
-        copy.deepcopy(model),
-        lambda _, module: _product(module) if type(module) is LowRankLinear else None,
-    )
-
-
-def _product(layer: LowRankLinear) -> nn.Module:
-    with torch.device("meta"):
-        dense = nn.Linear(layer.in_features, layer.out_features, bias=False)
-    product = layer.weight.detach().double() @ layer.projection.detach().double()
-    dense.weight = nn.Parameter(product.to(layer.weight.dtype))
-    dense.register_parameter("bias", layer.bias)
-    return dense.train(layer.training)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import subprocess
@@ -18,16 +17,15 @@ import torch
 from torch import nn
 
 import lowrank
-from lowrank.benchmark.forms import fold
 from lowrank.benchmark.phases import Work, device_of
 from lowrank.benchmark.presets import AUTO_CLASS
 from lowrank.benchmark.subjects import Subject
 from lowrank.errors import LowRankError
 from lowrank.export import WEIGHTS
+from lowrank.folded import folded
 from lowrank.forms import described_layers
 from lowrank.hf import save_pretrained
 from lowrank.int8 import num_int8_bytes, quantize_int8
-from lowrank.linear import is_conv1d
 
 LOADS = 3
 """Processes per model; the file is in the system's cache from the second one on at the latest."""
@@ -82,22 +80,10 @@ def _folders(subject: Subject) -> Iterator[dict[str, Path]]:
             models = {"dense": subject.dense, "compressed": subject.compressed}
         forms = {layer["form"] for layer in described_layers(subject.compressed).values()}
         if forms <= {"low-rank"}:
-            models["folded"] = _folded(subject)
+            models["folded"] = folded(subject.compressed)
         for form, model in models.items():
             folders[form] = save_pretrained(model, Path(root) / form, auto_class)
         yield folders
-
-
-def _folded(subject: Subject) -> nn.Module:
-    """The compressed model's function in the dense model's layers, as its class loads them."""
-    model = copy.deepcopy(subject.dense)
-    products = fold(subject.compressed)
-    state = products.state_dict()
-    for name, module in model.named_modules():
-        if is_conv1d(module) and not is_conv1d(products.get_submodule(name)):
-            state[f"{name}.weight"] = state[f"{name}.weight"].t()
-    model.load_state_dict(state)
-    return model
 
 
 def _fresh(folder: Path, subject: Subject, work: Work) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from jobs.__main__ import app
 
 COMMANDS = ["validate", "run", "report", "results", "promote", "rollback", "compress"]
-COMMANDS += ["bench", "ui"]
-WITHOUT_SPEC = ["bench"]
+COMMANDS += ["bench", "export", "ui"]
+WITHOUT_SPEC = ["bench", "export"]
 HEAVY = {"torch", "ray", "mlflow", "transformers", "pydantic", "numpy", "orchestrator", "lowrank"}
 
 HELP = """
