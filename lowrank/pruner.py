@@ -19,17 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.currency import Currency
-from lowrank.density import Cost, FactoredShape, LayerShape, LinearCost
+from lowrank.density import Cost, FactoredShape, LayerShape, LinearCost, realized_density
 from lowrank.embedding import LowRankHead
 from lowrank.errors import LowRankError
 from lowrank.methods.base import Method
 from lowrank.moments import InputMoments
 from lowrank.projection import Projection, floor_units
 from lowrank.prunable import Prunable, PrunableLinear, PrunableTable
-from lowrank.pruned import PrunedLayer
+from lowrank.pruned import GatedFactors, PrunedLayer
 from lowrank.surgery import Match, find_layers, replace_layers
 
 logger = logging.getLogger(__name__)
+
+KEEP = "keep."
+"""Before the names of layers, in the state of a finished pruner."""
 
 
 class Pruner:
@@ -86,6 +89,7 @@ class Pruner:
         for name, layer in self.layers.items():
             new |= zip(map(id, dense[name].modules), layer.stand_ins, strict=True)
         self.model = replace_layers(model, lambda _, module: new.get(id(module)))
+        self._keep: dict[str, Tensor] = {}
         self._begin_step()
         logger.info("%d layers, %d parameters to prune", len(self.layers), self.num_dense)
 
@@ -97,6 +101,11 @@ class Pruner:
     @property
     def step_index(self) -> int:
         return self.control.step_index
+
+    @property
+    def finished(self) -> bool:
+        """Whether the pruned layers have left the model."""
+        return not self.layers
 
     @property
     def target(self) -> float:
@@ -128,9 +137,9 @@ class Pruner:
 
         Gates have their own rate, no decay (it would pull them towards half open), and an
         epsilon below the tiny gradient of a nearly saturated gate. Vectors (biases, norms) are
-        not decayed either.
+        not decayed either. Of a finished pruner: those of the small model, which has no gates.
         """
-        gates = self.control.gate_parameters()
+        gates = [] if self.finished else self.control.gate_parameters()
         known = {id(gate) for gate in (*gates, *self.control.own_parameters)}
         rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in known]
         groups: list[dict[str, Any]] = [
@@ -160,17 +169,64 @@ class Pruner:
         projection = projection or self.project()
         keep = {n: projection.keep[n].to(_device(layer)) for n, layer in self.layers.items()}
         self.model = self.method.compact(self.model, self.layers, keep)
-        self.layers = {}
+        self.layers, self._keep = {}, {name: mask.cpu() for name, mask in keep.items()}
         return self.model
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Multipliers and step; factors, gates and masks are in the model's own state."""
-        return self.control.state_dict() | {"step_index": torch.tensor(self.step_index)}
+        """Step and multipliers, or what was kept; factors, gates and masks are in the model's own
+        state."""
+        state = {"step_index": torch.tensor(self.step_index)}
+        if self.finished:
+            return state | {KEEP + name: mask for name, mask in self._keep.items()}
+        return self.control.state_dict() | state
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.control.load_state_dict(state)
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from another pruner's state.
+
+        Of a finished one: this one is finished too, and its model gets the other's structure,
+        without the weights. So the pruner's state comes first, then the model's, then the
+        optimizer is made.
+
+        Args:
+            state: Of a pruner of the same model, method and moments.
+
+        Raises:
+            LowRankError: The state belongs to other layers, or to a time before this pruner was
+                finished.
+        """
+        keep = {
+            name.removeprefix(KEEP): mask.bool()
+            for name, mask in state.items()
+            if name.startswith(KEEP)
+        }
+        if self.finished:
+            same = keep.keys() == self._keep.keys()
+            if not same or any(not torch.equal(keep[n], m) for n, m in self._keep.items()):
+                raise LowRankError(
+                    "the pruner is finished, and the state is not that of its structure: load it "
+                    "into a new pruner"
+                )
+        elif keep:
+            self._check_masks(keep)
+            counts = {name: int(mask.sum()) for name, mask in keep.items()}
+            self.finish(Projection(keep, realized_density(counts, self.control.costs)))
         self.control.step_index = int(state["step_index"])
-        self._begin_step()
+        if not self.finished:
+            self._begin_step()
+            self.control.load_state_dict(dict(state))
+
+    def _check_masks(self, keep: Mapping[str, Tensor]) -> None:
+        found = {name: len(mask) for name, mask in keep.items()}
+        wanted = {name: cost.num_units for name, cost in self.control.costs.items()}
+        for name, layer in self.layers.items():
+            if isinstance(layer, GatedFactors):
+                wanted[name] = layer.num_components  # a truncated start has fewer than the matrix
+        for name in {**wanted, **found}:
+            if found.get(name) != wanted.get(name):
+                raise LowRankError(
+                    f"the state has {found.get(name, 0)} units of layer {name!r}, the pruner "
+                    f"{wanted.get(name, 0)}: it belongs to another model or method"
+                )
 
     def _check_not_finished(self) -> None:
         if not self.layers:
