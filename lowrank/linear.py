@@ -163,6 +163,11 @@ class GatedLinear(PrunedLinear, GatedFactors):
             self.bias = nn.Parameter(shifted, self.bias.requires_grad)
         self.train(dense.training)
 
+    @property
+    def weight(self) -> Tensor:
+        """P, as in `LowRankLinear`: models look here for device and dtype (T5 before `wo`)."""
+        return self.up
+
     def forward(self, x: Tensor) -> Tensor:
         """[*batch, in_features] -> [*batch, out_features]."""
         hidden = F.linear(x, self.down)
