@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -91,7 +91,8 @@ class PrunerCallback(TrainerCallback):
             The checkpoint, for `Trainer.train(resume_from_checkpoint=...)`; None if there is none.
 
         Raises:
-            ExportError: The checkpoint was not written with this callback, or is damaged.
+            ExportError: The checkpoint was not written with this callback, is damaged, or lacks
+                tensors of the model.
             LowRankError: It belongs to another model or method.
         """
         checkpoint: str | None = str(folder)
@@ -109,6 +110,7 @@ class PrunerCallback(TrainerCallback):
         self.pruner.load_state_dict(state)
         if self.pruner.finished:
             self._describe()
+        _check_weights(self.pruner.model, Path(checkpoint))
         return checkpoint
 
     def on_train_begin(
@@ -245,6 +247,25 @@ def _check_groups(pruner: Pruner, optimizer: Any) -> None:
         raise LowRankError(
             "the optimizer does not have the pruner's parameter groups: pass "
             "optimizers=(pruning.optimizer(args), None) to the Trainer"
+        )
+
+
+def _check_weights(model: Any, checkpoint: Path) -> None:
+    """Raise ExportError for tensors that the Trainer would pass over when it goes on: it loads what
+    it finds, and transformers stores some models under other names, such as experts one by one."""
+    stored: set[str] = set()
+    for file in checkpoint.glob("model*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            stored |= set(tensors.keys())
+    state = model.state_dict(keep_vars=True)
+    there = {id(state[name]) for name in stored if name in state}
+    ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    missing = [n for n, tensor in state.items() if id(tensor) not in there and n not in ignored]
+    if missing or stored - state.keys():
+        unexpected = sorted(stored - state.keys())
+        raise ExportError(
+            f"{checkpoint}: the Trainer cannot load the weights back: {len(missing)} missing, such "
+            f"as {missing[:2]}, {len(unexpected)} unexpected, such as {unexpected[:2]}"
         )
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from lowrank import Adaptive, Agp, ExportError, FixedRank, FlopL0, LowRankError, Pruner, Start
 from lowrank.embedding import LowRankEmbedding
 from lowrank.trainer import STATE, PrunerCallback
 from tests.lowrank import tiny_gpt2, token_ids
+from tests.lowrank.architectures import ARCHITECTURES
 
 GATED, STEPS = 6, 9
 METHODS: dict[str, Any] = {
@@ -251,6 +252,30 @@ def test_damaged_and_foreign_checkpoints_are_refused(checkpoint):
     (checkpoint / STATE).unlink()
     with pytest.raises(ExportError, match="the checkpoint has no pruner in it"):
         PrunerCallback(make_pruner()).resume(checkpoint)
+
+
+@pytest.mark.parametrize("stop", [2, GATED + 1])
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(stop, tmp_path):
+    """The Trainer itself would go on with what the new model has."""
+    make_trainer(make_pruner(), arguments(tmp_path)).train()
+    checkpoint = tmp_path / f"checkpoint-{stop}"
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["transformer.ln_f.weight"]
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ExportError, match=r"1 missing, such as \['transformer.ln_f.weight'\]"):
+        PrunerCallback(make_pruner()).resume(checkpoint)
+
+
+def test_experts_that_are_stored_one_by_one_are_refused(tmp_path):
+    (row,) = [row for row in ARCHITECTURES if row.name == "Mixtral"]
+
+    def make() -> Pruner:
+        method = FlopL0(density=0.4, gated_steps=GATED)
+        return Pruner(row.build(), method, exclude=row.exclude)
+
+    make_trainer(make(), arguments(tmp_path, save_steps=3)).train()
+    with pytest.raises(ExportError, match=r"6 missing, .*'model\.layers\.0\.mlp\.experts"):
+        PrunerCallback(make()).resume(tmp_path / "checkpoint-3")
 
 
 @pytest.mark.parametrize(
