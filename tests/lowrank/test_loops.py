@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 
 import lowrank
@@ -147,3 +151,38 @@ def test_accelerate_and_its_resumption(stop, tmp_path):
     found = second["pruner"].model.state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+
+
+def accelerate_worker(rank: int, folder: str, port: int, micro: int) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.manual_seed(rank)
+    names = namespace(Path(folder), checkpoint=None)
+    names["loader"] = [sample(2 * seed + rank) for seed in range(micro)]
+    run("accelerate", names)
+    assert names["accelerator"].num_processes == 2
+    assert isinstance(names["model"], nn.parallel.DistributedDataParallel)
+    torch.save(names["pruner"].model.state_dict(), Path(folder) / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_accelerate_with_two_processes(tmp_path):
+    """Both end with one model, small and trained after the projection too."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    states = {}
+    for micro in (2 * GATED, 2 * STEPS):
+        folder = tmp_path / str(micro)
+        folder.mkdir()
+        mp.spawn(accelerate_worker, args=(str(folder), port, micro), nprocs=2)
+        states[micro], other = (torch.load(folder / f"{rank}.pt") for rank in range(2))
+        assert states[micro].keys() == other.keys()
+        assert all(torch.equal(value, other[name]) for name, value in states[micro].items())
+    first, last = states[2 * GATED], states[2 * STEPS]
+    assert any(name.endswith(".projection") for name in last)
+    assert first.keys() == last.keys()
+    assert not torch.equal(first["lm_head.weight"], last["lm_head.weight"])
