@@ -165,8 +165,9 @@ class GatedLinear(PrunedLinear, GatedFactors):
 
     @property
     def weight(self) -> Tensor:
-        """P, as in `LowRankLinear`: models look here for device and dtype (T5 before `wo`)."""
-        return self.up
+        """Without elements: tells its dtype and device (T5 asks before `wo`), and fails whoever
+        multiplies by it, as models must that pass the layer by."""
+        return self.up.new_empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """[*batch, in_features] -> [*batch, out_features]."""
