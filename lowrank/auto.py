@@ -17,6 +17,7 @@ shape.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -182,10 +183,24 @@ def _check_files(model: Any, layers: dict[str, dict[str, Any]], files: list[str]
             continue
         spellings = (name, prefix + name, name.removeprefix(prefix))
         stored = next((shapes[key] for key in spellings if key in shapes), None)
+        if stored is None and name in _converted(model, shapes):
+            continue
         if stored is None:
             raise ExportError(f"{name} is missing in {Path(files[0]).name}")
         if list(tensor.shape) != list(stored):
             raise ExportError(f"{name} has shape {stored}, the config says {list(tensor.shape)}")
+
+
+def _converted(model: Any, stored: Iterable[str]) -> set[str]:
+    """Names that transformers gives to tensors that are stored under other ones, such as those of
+    single experts, which it stacks."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    steps = get_model_conversion_mapping(model)
+    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+    converters = [step for step in steps if isinstance(step, WeightConverter)]
+    return {rename_source_key(name, renamings, converters)[0] for name in stored} - set(stored)
 
 
 def _is_finite(parameter: torch.Tensor) -> bool:

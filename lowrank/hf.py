@@ -17,7 +17,11 @@ from lowrank.forms import described_layers
 from lowrank.linear import LowRankLinear
 from lowrank.models import register
 
-AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSequenceClassification")
+AUTO_CLASSES = (
+    "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForSeq2SeqLM",
+)
 
 
 def save_pretrained(

@@ -163,6 +163,12 @@ class GatedLinear(PrunedLinear, GatedFactors):
             self.bias = nn.Parameter(shifted, self.bias.requires_grad)
         self.train(dense.training)
 
+    @property
+    def weight(self) -> Tensor:
+        """Without elements: tells its dtype and device (T5 asks before `wo`), and fails whoever
+        multiplies by it, as models must that pass the layer by."""
+        return self.up.new_empty(0)
+
     def forward(self, x: Tensor) -> Tensor:
         """[*batch, in_features] -> [*batch, out_features]."""
         if self._is_cheaper_multiplied_out(x.numel() // x.shape[-1]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,7 @@ from lowrank.gated_embedding import GatedEmbedding, GatedLowRankHead, table_shap
 from lowrank.linear import GatedLinear, dense_weight, layer_shape
 from lowrank.moments import InputMoments
 from lowrank.pruned import GatedFactors
+from lowrank.surgery import Match
 
 
 class Prunable(ABC):
@@ -139,3 +140,18 @@ class PrunableTable(Prunable):
         if isinstance(self.table, LowRankHead):
             return GatedLowRankHead(self.table, gate, factors)
         return GatedEmbedding(self.table, self.heads, gate, factors)
+
+
+def prunables(
+    match: Match, moments: Mapping[str, InputMoments], counts: Mapping[str, Tensor]
+) -> dict[str, Prunable]:
+    """What patterns selected, with what is known of each; by name."""
+    found: dict[str, Prunable] = {}
+    for name, layer in match.layers.items():
+        if name in match.heads:
+            assert isinstance(layer, nn.Embedding | LowRankHead)
+            heads = match.heads[name]
+            found[name] = PrunableTable(layer, heads, counts.get(name), moments.get(name))
+        else:
+            found[name] = PrunableLinear(layer, moments.get(name))
+    return found

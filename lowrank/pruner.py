@@ -19,21 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.currency import Currency
-from lowrank.density import Cost, FactoredShape, LayerShape, LinearCost
-from lowrank.embedding import LowRankHead
+from lowrank.density import Cost, FactoredShape, LayerShape, LinearCost, realized_density
 from lowrank.errors import LowRankError
 from lowrank.methods.base import Method
 from lowrank.moments import InputMoments
 from lowrank.projection import Projection, floor_units, project
-from lowrank.prunable import Prunable, PrunableLinear, PrunableTable
+from lowrank.prunable import prunables
 from lowrank.pruned import GatedFactors, PrunedLayer
 from lowrank.shrinking import Swap, components_to_keep, follow
-from lowrank.surgery import Match, find_layers, replace_layers
+from lowrank.surgery import find_layers, replace_layers
 
 logger = logging.getLogger(__name__)
 
-COMPONENTS = "components."
-"""Prefix of numbers of components in a state."""
+PRESENT = "present."
+"""Before the names of layers: which of the components of the start are still there."""
+KEEP = "keep."
+"""The same in the state of a finished pruner: which units of the start stayed."""
 
 
 class Pruner:
@@ -77,7 +78,7 @@ class Pruner:
         self.method, self.seed = method, seed
         currency = currency or Currency()
         match = find_layers(model, include, exclude, embeddings)
-        dense = _prunables(match, moments or {}, counts or {})
+        dense = prunables(match, moments or {}, counts or {})
         self.shapes: dict[str, LayerShape] = {name: each.shape for name, each in dense.items()}
         self.layers: dict[str, PrunedLayer] = method.layers(model, dense)
         self.control = method.control(self.layers, currency)
@@ -90,6 +91,13 @@ class Pruner:
         for name, layer in self.layers.items():
             new |= zip(map(id, dense[name].modules), layer.stand_ins, strict=True)
         self.model = replace_layers(model, lambda _, module: new.get(id(module)))
+        self._keep: dict[str, Tensor] = {}
+        # of factorized layers: nothing else loses units before the projection
+        self._present = {
+            name: torch.ones(layer.num_components, dtype=torch.bool)
+            for name, layer in self.layers.items()
+            if isinstance(layer, GatedFactors)
+        }
         self._begin_step()
         logger.info("%d layers, %d parameters to prune", len(self.layers), self.num_dense)
 
@@ -101,6 +109,11 @@ class Pruner:
     @property
     def step_index(self) -> int:
         return self.control.step_index
+
+    @property
+    def finished(self) -> bool:
+        """Whether the pruned layers have left the model."""
+        return not self.layers
 
     @property
     def target(self) -> float:
@@ -132,9 +145,9 @@ class Pruner:
 
         Gates have their own rate, no decay (it would pull them towards half open), and an
         epsilon below the tiny gradient of a nearly saturated gate. Vectors (biases, norms) are
-        not decayed either.
+        not decayed either. Of a finished pruner: those of the small model, which has no gates.
         """
-        gates = self.control.gate_parameters()
+        gates = [] if self.finished else self.control.gate_parameters()
         known = {id(gate) for gate in (*gates, *self.control.own_parameters)}
         rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in known]
         groups: list[dict[str, Any]] = [
@@ -188,6 +201,7 @@ class Pruner:
             layer = self.layers[name]
             assert isinstance(layer, GatedFactors)
             swaps += layer.drop(mask)
+            self._present[name] = _of_the_start(mask, self._present[name])
         if swaps:
             self.control.follow(swaps)
             for optimizer in optimizers:
@@ -207,33 +221,66 @@ class Pruner:
         projection = projection or self.project()
         keep = {n: projection.keep[n].to(_device(layer)) for n, layer in self.layers.items()}
         self.model = self.method.compact(self.model, self.layers, keep)
+        self._keep = {n: _of_the_start(mask, self._present.get(n)) for n, mask in keep.items()}
         self.layers = {}
         return self.model
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Multipliers, step, and numbers of components; factors, gates and masks are in the model's
-        own state."""
-        sizes = {
-            f"{COMPONENTS}{name}": torch.tensor(layer.num_components)
-            for name, layer in self.layers.items()
-            if isinstance(layer, GatedFactors)
-        }
-        return self.control.state_dict() | {"step_index": torch.tensor(self.step_index)} | sizes
+        """Step, multipliers and which components are there, or what was kept; factors, gates and
+        masks are in the model's own state."""
+        state = {"step_index": torch.tensor(self.step_index)}
+        if self.finished:
+            return state | {KEEP + name: mask for name, mask in self._keep.items()}
+        present = {PRESENT + name: mask for name, mask in self._present.items()}
+        return self.control.state_dict() | state | present
 
-    def resize(self, state: Mapping[str, Tensor]) -> None:
-        """Give the layers the sizes of a state whose layers had been shrunk, so that the model's
-        weights of that time fit. Before these are loaded, and before there is an optimizer."""
-        keep = {}
-        for name, layer in self.layers.items():
-            size = state.get(f"{COMPONENTS}{name}")
-            if isinstance(layer, GatedFactors) and size is not None:
-                keep[name] = torch.arange(layer.num_components) < size
-        self._drop({name: mask for name, mask in keep.items() if not mask.all()}, ())
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from another pruner's state.
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.control.load_state_dict(state)
+        The model gets the other's structure, without the weights: components that had left leave,
+        and if the other was finished, this one is finished too. So the pruner's state comes first,
+        then the model's, then the optimizer is made.
+
+        Args:
+            state: Of a pruner of the same model, method and moments.
+
+        Raises:
+            LowRankError: The state belongs to other layers, or to a time before this pruner was
+                finished.
+        """
+        keep, present = _masks(state, KEEP), _masks(state, PRESENT)
+        if self.finished:
+            same = keep.keys() == self._keep.keys()
+            if not same or any(not torch.equal(keep[n], m) for n, m in self._keep.items()):
+                raise LowRankError(
+                    "the pruner is finished, and the state is not that of its structure: load it "
+                    "into a new pruner"
+                )
+        elif keep:
+            self._check_masks(keep)
+            counts = {name: int(mask.sum()) for name, mask in keep.items()}
+            self.finish(Projection(keep, realized_density(counts, self.control.costs)))
+        elif present:
+            self._check_masks(present)
+            self._drop({name: mask for name, mask in present.items() if not mask.all()}, ())
         self.control.step_index = int(state["step_index"])
-        self._begin_step()
+        if not self.finished:
+            self._begin_step()
+            self.control.load_state_dict(dict(state))
+
+    def _check_masks(self, keep: Mapping[str, Tensor]) -> None:
+        found = {name: len(mask) for name, mask in keep.items()}
+        wanted = {name: self.control.costs[name].num_units for name in self.layers}
+        # a truncated start has fewer than the matrix
+        wanted |= {name: len(mask) for name, mask in self._present.items()}
+        if keep.keys() == self._present.keys():
+            wanted = {name: wanted[name] for name in keep}
+        for name in {**wanted, **found}:
+            if found.get(name) != wanted.get(name):
+                raise LowRankError(
+                    f"the state has {found.get(name, 0)} units of layer {name!r}, the pruner "
+                    f"{wanted.get(name, 0)}: it belongs to another model or method"
+                )
 
     def _check_not_finished(self) -> None:
         if not self.layers:
@@ -246,18 +293,18 @@ class Pruner:
         self.control.begin_step(generator)
 
 
-def _prunables(
-    match: Match, moments: Mapping[str, InputMoments], counts: Mapping[str, Tensor]
-) -> dict[str, Prunable]:
-    found: dict[str, Prunable] = {}
-    for name, layer in match.layers.items():
-        if name in match.heads:
-            assert isinstance(layer, nn.Embedding | LowRankHead)
-            heads = match.heads[name]
-            found[name] = PrunableTable(layer, heads, counts.get(name), moments.get(name))
-        else:
-            found[name] = PrunableLinear(layer, moments.get(name))
-    return found
+def _masks(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    found = {n: mask for n, mask in state.items() if n.startswith(prefix)}
+    return {name.removeprefix(prefix): mask.bool() for name, mask in found.items()}
+
+
+def _of_the_start(keep: Tensor, present: Tensor | None) -> Tensor:
+    """A mask of the units that are there, as one of those that were there at the start."""
+    if present is None:
+        return keep.cpu()
+    full = present.clone()
+    full[present] = keep.cpu()
+    return full
 
 
 def _dense_from(cost: Cost, shape: LayerShape) -> int:

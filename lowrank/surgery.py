@@ -17,9 +17,17 @@ from torch import nn
 
 from lowrank.embedding import LowRankEmbedding, LowRankHead, is_embedding
 from lowrank.errors import SurgeryError
-from lowrank.linear import is_matrix_layer
+from lowrank.gated_embedding import GatedHead
+from lowrank.linear import LowRankLinear, is_matrix_layer
+from lowrank.pruned import PrunedLayer
+from lowrank.sliced import SlicedLinear
 
 logger = logging.getLogger(__name__)
+
+OWN = LowRankLinear | SlicedLinear | PrunedLayer | GatedHead
+"""What this package puts in the place of layers."""
+LEAST_SIDE = 8
+"""Of a parameter that is worth a word when it is left alone: a router over four experts is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,8 @@ class Match:
     heads: dict[str, list[nn.Module]] = field(default_factory=dict)
     """For every selected embedding the output projections that are tied to it, often none; and
     nothing for a selected `LowRankHead`."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Modules with matrices that patterns selected and that cannot be factorized -> why not."""
 
     @property
     def multiplying(self) -> dict[str, nn.Module]:
@@ -78,13 +88,18 @@ def find_layers(
 
     Raises:
         SurgeryError: A pattern of `include` matches no layer, or nothing is left after `exclude`,
-            or no embedding although they are asked for. The message lists what could have matched.
+            or no embedding although they are asked for. The message lists what could have matched,
+            and why what did match is refused.
     """
     heads = _embeddings(model) if embeddings else {}
     candidates = _candidates(model, heads)
+    refused = _refused(model)
     for pattern in include:
         if not any(_matches(names, [pattern]) for names, _ in candidates.values()):
-            raise SurgeryError(f"pattern {pattern!r} matches no layer; {_choices(candidates)}")
+            found = {n: why for n, why in refused.items() if fnmatchcase(n, pattern)}
+            raise SurgeryError(
+                f"pattern {pattern!r} matches no layer{_reasons(found)}; " + _choices(candidates)
+            )
     users = _users(model)
     layers: dict[str, nn.Module] = {}
     tied: dict[str, nn.Module] = {}
@@ -104,12 +119,19 @@ def find_layers(
     tied = {name: module for name, module in tied.items() if id(module) not in with_embedding}
     if tied:
         logger.warning("left alone, their weight is tied to another module: %s", ", ".join(tied))
+    refused = {
+        name: why
+        for name, why in refused.items()
+        if _matches([name], include) and not _matches([name], exclude)
+    }
     if not layers:
         raise SurgeryError(
-            f"include {list(include)} and exclude {list(exclude)} leave no layer; "
-            + _choices(candidates)
+            f"include {list(include)} and exclude {list(exclude)} leave no layer{_reasons(refused)}"
+            f"; {_choices(candidates)}"
         )
-    return Match(layers, list(tied), selected)
+    if refused:
+        logger.warning("left alone, not to be factorized%s", _reasons(refused))
+    return Match(layers, list(tied), selected, refused)
 
 
 def replace_layers(
@@ -151,6 +173,41 @@ def _candidates(
         if is_matrix_layer(module) or id(module) in embeddings:
             found.setdefault(id(module), ([], module))[0].append(name)
     return found
+
+
+def _refused(model: nn.Module) -> dict[str, str]:
+    """Names of modules with matrices that are no layers of a known kind, and what they are."""
+    found = {}
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if is_matrix_layer(module) or isinstance(module, OWN | nn.Embedding):
+            continue
+        if isinstance(module, nn.Linear):
+            found[name] = f"{kind} is a subclass of nn.Linear, which may compute something else"
+            continue
+        held = [
+            f"{own} {list(parameter.shape)}"
+            for own, parameter in module._parameters.items()
+            if parameter is not None
+            and parameter.ndim > 1
+            and min(parameter.shape[-2:]) >= LEAST_SIDE
+        ]
+        if held:
+            found[name] = f"{kind} holds {', '.join(held)}, which no nn.Linear or Conv1D multiplies"
+    return found
+
+
+def _reasons(refused: Mapping[str, str], most: int = 8) -> str:
+    """One line per reason would be lost among warnings; layers of one kind share theirs."""
+    places: dict[str, list[str]] = {}
+    for name, why in refused.items():
+        places.setdefault(why, []).append(name)
+    parts = [
+        f"{', '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''}"
+        f" ({why})"
+        for why, names in places.items()
+    ]
+    return f": {'; '.join(parts)}" if parts else ""
 
 
 def _embeddings(model: nn.Module) -> dict[int, list[nn.Module]]:

@@ -44,7 +44,10 @@ class ThresholdGate(Gate):
         self.threshold, self.temperature = -REACH, 1.0
 
     def forward(self) -> Tensor:
-        return torch.sigmoid((self.parameter - self.threshold) / self.temperature)
+        # tau in two parts, or a cold gate near it would feel its rounding to float32: 6e-8 / T
+        high = float(np.float32(self.threshold))
+        low = self.threshold - high
+        return torch.sigmoid((self.parameter - high - low) / self.temperature)
 
     def value(self) -> Tensor:
         score = self.parameter.detach().double()

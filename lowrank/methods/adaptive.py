@@ -212,13 +212,18 @@ class ThresholdControl(Control[GatedFactors]):
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {}
+        # solved from scores that may be loaded later than this
+        threshold = next(iter(self._gates.values())).threshold
+        state = {"threshold": torch.tensor(threshold, dtype=torch.float64)}
         for number, parameter in enumerate(self.score_parameters()):
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 state[f"scores.{number}.{key}"] = value.clone()
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if "threshold" in state:
+            for gate in self._gates.values():
+                gate.threshold = float(state["threshold"])
         for number, parameter in enumerate(self.score_parameters()):
             prefix = f"scores.{number}."
             found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

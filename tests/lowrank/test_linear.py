@@ -15,6 +15,7 @@ from lowrank import (
     LowRankError,
     LowRankLinear,
     Pruner,
+    factorize,
 )
 from lowrank.gate import NOISE_EPS, expected_value
 from lowrank.linear import dense_weight, is_matrix_layer, layer_shape
@@ -241,3 +242,19 @@ def test_a_weight_that_is_not_finite_is_refused():
         dense.weight[0, 0] = float("nan")
     with pytest.raises(LowRankError, match="not finite"):
         gated_layer(dense)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_the_weight_of_a_gated_layer_says_its_dtype_and_no_more(rank):
+    """At full rank a factor has the shape of the matrix: nobody may take it for that."""
+    dense = nn.Linear(6, 6).double()
+    gate = HardConcreteGate(rank or 6, GateConfig())
+    layer = GatedLinear(dense, gate, factorize(dense.weight, rank))
+    assert layer.weight.dtype == torch.float64
+    assert layer.weight.device == dense.weight.device
+    assert "weight" not in layer.state_dict()
+    x = torch.randn(2, 6, dtype=torch.float64)
+    misuses = [lambda w: x @ w.t(), lambda w: x @ w, lambda w: x * w, lambda w: w @ x.t()]
+    for misuse in [*misuses, lambda w: nn.functional.linear(x, w)]:
+        with pytest.raises(RuntimeError, match=r"size|shapes"):
+            misuse(layer.weight)

@@ -137,14 +137,20 @@ class TestShrinking:
         moments = copy.deepcopy(optimizer.state_dict())
 
         second = Pruner(body(), METHODS[name](), seed=5)
-        second.resize(saved[1])
-        optimizer = torch.optim.AdamW(second.parameter_groups(1e-3))
-        second.model.load_state_dict(saved[0])
-        optimizer.load_state_dict(moments)
         second.load_state_dict(saved[1])
+        second.model.load_state_dict(saved[0])
+        optimizer = torch.optim.AdamW(second.parameter_groups(1e-3))
+        optimizer.load_state_dict(moments)
         train(second, optimizer, STEPS - 3, STEPS, shrink_at=(STEPS - 5,))
         for key, value in straight.model.state_dict().items():
             assert torch.equal(second.model.state_dict()[key], value), key
+
+        small = straight.finish()
+        third = Pruner(body(), METHODS[name](), seed=5)
+        third.load_state_dict(load(save(straight.state_dict())))
+        third.model.load_state_dict(small.state_dict())
+        x, _ = batch(99)
+        assert torch.equal(third.model(x), small(x))
 
 
 def test_nothing_leaves_at_the_start():

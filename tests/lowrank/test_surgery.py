@@ -234,3 +234,59 @@ def test_a_failed_search_leaves_the_model_as_it_was():
     with pytest.raises(LowRankError, match="not finite"):
         Pruner(model, FlopL0(density=0.5))
     assert list(model) == before
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Mixed(nn.Module):
+    """One plain layer among matrices of other kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.scaled = nn.Linear(8, 8), Scaled(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.table, self.norm = nn.Embedding(20, 8), nn.LayerNorm(8)
+        self.first_token = nn.Parameter(torch.zeros(1, 1, 8))
+
+
+def test_what_is_no_plain_layer_is_left_alone_with_the_reason(caplog):
+    match = find_layers(Mixed())
+    assert list(match.layers) == ["plain"]
+    assert list(match.refused) == ["scaled", "attention", "attention.out_proj"]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    message = record.getMessage()
+    assert "scaled (Scaled is a subclass of nn.Linear, which may compute something" in message
+    assert "attention (MultiheadAttention holds in_proj_weight [24, 8], which no" in message
+
+
+def test_what_is_excluded_needs_no_reason(caplog):
+    match = find_layers(Mixed(), exclude=["scaled", "attention*"])
+    assert match.refused == {}
+    assert not caplog.records
+    assert find_layers(Mixed(), ["plain"]).refused == {}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "message"),
+    [
+        (["scaled"], [], r"pattern 'scaled' matches no layer: scaled \(Scaled is a subclass"),
+        (["*"], ["plain"], r"leave no layer: scaled \(.*; attention \(.*; layers that can be"),
+        (["table"], [], r"pattern 'table' matches no layer; layers that can be matched: plain$"),
+    ],
+)
+def test_asking_for_it_alone_is_an_error_with_the_reason(include, exclude, message):
+    with pytest.raises(SurgeryError, match=message):
+        find_layers(Mixed(), include, exclude)
+
+
+def test_layers_of_this_package_are_no_surprise(caplog):
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    pruner = Pruner(model, FlopL0(density=0.4), ["0"])
+    assert find_layers(pruner.model).refused == {}
+    assert find_layers(pruner.finish()).refused == {}
+    assert not caplog.records

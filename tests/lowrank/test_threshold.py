@@ -261,3 +261,13 @@ def test_training_evaluation_and_folding_use_the_same_numbers():
 def test_a_fresh_gate_is_open():
     assert ThresholdGate(7).value().tolist() == [1.0] * 7
     assert ThresholdGate(7)().tolist() == [1.0] * 7
+
+
+def test_a_cold_gate_at_the_threshold_is_what_is_folded_in():
+    """A threshold rounded to float32 would move it by up to 3e-8 / T / 4, here 7e-4."""
+    gate = ThresholdGate(64)
+    gate.temperature = 1e-5
+    middle = float(gate.parameter.detach()[20])
+    for offset in torch.linspace(-3e-5, 3e-5, 41, dtype=torch.float64).tolist():
+        gate.threshold = middle + offset
+        assert torch.allclose(gate().double(), gate.value(), rtol=0, atol=1e-6)
