@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch.nn.parallel import DistributedDataParallel
 
 from lowrank import FlopL0, Pruner
 from tests.lowrank import mlp, scramble_gates
+from tests.lowrank.processes import in_processes
 
 WORKERS, STEPS = 2, 3
 
@@ -40,29 +36,10 @@ def train(rank, workers, wrap):
     return grads | pruner.model.state_dict() | pruner.state_dict()
 
 
-def worker(rank, folder):
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORKERS
-    )
-    try:
-        state = train(
-            rank,
-            WORKERS,
-            lambda model: DistributedDataParallel(model, forward_sync_buffers=False),
-        )
-        torch.save(state, f"{folder}/{rank}.pt")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=WORKERS)
+    states = in_processes(train, tmp_path, WORKERS)
     wanted = train(0, 1, lambda model: model)
-    states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORKERS)]
     assert wanted["lagrangian.lambda"].abs().min() > 0
     for name, value in wanted.items():
         assert torch.equal(states[0][name], states[1][name]), name

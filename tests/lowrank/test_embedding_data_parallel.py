@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
+from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch.nn.parallel import DistributedDataParallel
 
 from lowrank import Adaptive, Pruner
 from lowrank.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 from tests.lowrank import tiny_gpt2
+from tests.lowrank.processes import in_processes
 
 WORKERS, STEPS = 2, 3
 EDGES, DIMS, WIDTH = (0, 9, 20, 40), (8, 4, 2), 16
@@ -68,31 +66,11 @@ def train(make, rank, workers, wrap):
     return grads | pruner.model.state_dict()
 
 
-def worker(rank, make, folder):
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORKERS
-    )
-    try:
-        state = train(
-            make,
-            rank,
-            WORKERS,
-            lambda model: DistributedDataParallel(model, forward_sync_buffers=False),
-        )
-        torch.save(state, f"{folder}/{rank}.pt")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [Clustered, Tied])
 def test_two_processes_have_the_gradients_of_one(make, tmp_path):
-    mp.spawn(worker, args=(make, str(tmp_path)), nprocs=WORKERS)
+    states = in_processes(partial(train, make), tmp_path, WORKERS)
     wanted = train(make, 0, 1, lambda model: model)
-    states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORKERS)]
     for name, value in wanted.items():
         assert torch.equal(states[0][name], states[1][name]), name
         # the gates are float32, and the last digit of theirs reaches the float64 weights

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import copy
-import os
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load, save
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank import Adaptive, FlopL0, LayerShape, Pruner
@@ -20,6 +16,7 @@ from lowrank.linear import GatedLinear
 from lowrank.magnitude import MagnitudeGate
 from lowrank.shrinking import components_to_keep, follow, swap
 from tests.lowrank import relative_error, tiny_gpt2
+from tests.lowrank.processes import in_processes
 
 WORKERS, STEPS = 2, 24
 
@@ -258,19 +255,6 @@ class TestMultiplyingOut:
         assert counter.get_total_flops() == min(apart, out)
 
 
-def worker(rank, folder):
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORKERS
-    )
-    try:
-        torch.save(run(rank, WORKERS, DistributedDataParallel), f"{folder}/{rank}.pt")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-
-
 def run(rank, world, wrap):
     pruner, optimizer = start(adaptive())
     left = train(pruner, optimizer, 0, STEPS, (STEPS - 8, STEPS - 4), wrap, (rank, world))
@@ -279,9 +263,8 @@ def run(rank, world, wrap):
 
 @pytest.mark.slow
 def test_two_processes_shrink_alike_and_train_as_one(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=WORKERS)
+    states = in_processes(run, tmp_path, WORKERS)
     wanted = run(0, 1, lambda model: model)
-    states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORKERS)]
     assert len(wanted["left"])
     for name, value in wanted.items():
         assert torch.equal(states[0][name], states[1][name]), name
