@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from orchestrator.records import CurvePoint, ModelRecord
-from orchestrator.report_methods import MARKERS, Runs
+from orchestrator.report_methods import Runs
 from orchestrator.report_plots import better
-from orchestrator.report_svg import DENSE, PALETTE, Tips, as_png
+from orchestrator.report_svg import PALETTE, Tips, as_png
+from orchestrator.results.axes import (
+    by_density,
+    dense_line,
+    legend,
+    num_columns,
+    panels,
+    quality_label,
+    style_of,
+)
 from orchestrator.results.heat import draw_ranks
 from orchestrator.results.ranks import share_by_kind
 from orchestrator.results.read import Results, is_structured
 from orchestrator.results.tables import median_seconds, realized_density
 from orchestrator.results.training import is_gated
-from orchestrator.wording import metric_name, number
+from orchestrator.wording import metric_name
 
 WIDTH = 7.5
 """Inches: 1,200 pixels, which a page shows as 800."""
@@ -59,7 +66,7 @@ def _plots(results: Results) -> dict[str, tuple[str, _Draw, float]]:
         return plots
     plots["quality"] = (f"Test {name} against density", draw_quality, 4.8)
     num = len({density for row in runs.values() for density in row})
-    tall = 0.7 + 2.5 * math.ceil(num / _columns(num))
+    tall = 0.7 + 2.5 * math.ceil(num / num_columns(num))
     plots["cost"] = (f"Test {name} against seconds of training", draw_cost, tall)
     points = [point for trial in _gated(results).values() for point in trial.curve]
     for curve, (fields, label) in _CURVES.items():
@@ -85,7 +92,7 @@ def draw_parent(figure: Figure, results: Results) -> None:
     axes, dense = figure.add_subplot(), results.dense
     points = [(p.step, p.validation) for p in dense.curve if p.validation is not None]
     axes.plot(*zip(*points, strict=True), ".-", color=PALETTE[0], lw=1.4, ms=6)
-    _dense_line(axes, dense.quality, "exported model")
+    dense_line(axes, dense.quality, "exported model")
     axes.set_xlim(left=0)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(f"validation {metric_name(results.metric)}\n({better(dense)} is better)")
@@ -98,35 +105,35 @@ def draw_quality(figure: Figure, results: Results) -> None:
     """Test quality against the realized density: a line per method, bars of one deviation."""
     axes, dense = figure.add_subplot(), results.dense
     lines = {
-        method: [(realized_density(results, runs), runs) for runs in _by_density(row)]
+        method: [(realized_density(results, runs), runs) for runs in by_density(row)]
         for method, row in results.runs().items()
     }
     axes.set_xscale("log")
     limit_quality(axes, results, [runs for line in lines.values() for _, runs in line])
     for method, line in lines.items():
         _errorbar(axes, results, method, line)
-    _dense_line(axes, dense.test[results.metric], "dense")
+    dense_line(axes, dense.test[results.metric], "dense")
     axes.xaxis.set_major_locator(FixedLocator(results.densities))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("realized density of the prunable matrices (logarithmic)")
-    axes.set_ylabel(_test_label(results))
-    _legend(figure, results, lines)
+    axes.set_ylabel(quality_label(results))
+    legend(figure, results, lines)
 
 
 def draw_cost(figure: Figure, results: Results) -> None:
     """Test quality against training time, a panel per density: methods at equal compute."""
     shown = results.runs()
-    for axes, density in _panels(figure, results):
+    for axes, density in panels(figure, results):
         at = {method: row[density] for method, row in shown.items() if density in row}
         limit_quality(axes, results, list(at.values()))
         for method, runs in at.items():
             _errorbar(axes, results, method, [(median_seconds(runs), runs)])
-        _dense_line(axes, results.dense.test[results.metric], "dense")
+        dense_line(axes, results.dense.test[results.metric], "dense")
         _limit_seconds(axes, [median_seconds(runs) for runs in at.values()])
     figure.supxlabel("seconds of training, parent not counted (median over the seeds)", size=9)
-    figure.supylabel(_test_label(results), size=9)
-    _legend(figure, results, shown, {"linestyle": ""})
+    figure.supylabel(quality_label(results), size=9)
+    legend(figure, results, shown, {"linestyle": ""})
 
 
 def _limit_seconds(axes: Axes, values: Sequence[float]) -> None:
@@ -140,7 +147,7 @@ def _errorbar(
     axes: Axes, results: Results, method: str, line: Sequence[tuple[float, Runs]]
 ) -> None:
     """Points with one standard deviation; those off the scale as triangles at its edge."""
-    style = _style(results, method)
+    style = style_of(results, method)
     xs, ys = [x for x, _ in line], [fmean(runs.test) for _, runs in line]
     bars = [stdev(runs.test) if len(runs.test) > 1 else 0.0 for _, runs in line]
     axes.errorbar(
@@ -191,12 +198,12 @@ def draw_curves(figure: Figure, results: Results, name: str) -> None:
     """A panel per density, a line per gated method: the run with the lowest seed."""
     fields, label = _CURVES[name]
     trials, drawn = _gated(results), set()
-    for axes, density in _panels(figure, results):
+    for axes, density in panels(figure, results):
         every: list[float] = []
         for (method, at), trial in trials.items():
             if at != density:
                 continue
-            style = _style(results, method)
+            style = style_of(results, method)
             for field, dashes in zip(fields, (style["linestyle"], ":"), strict=False):
                 steps, values = series(trial.curve, field)
                 if values:
@@ -210,7 +217,7 @@ def draw_curves(figure: Figure, results: Results, name: str) -> None:
         axes.set_xlim(left=0)
     figure.supxlabel("optimizer step", size=9)
     figure.supylabel(label, size=9)
-    _legend(figure, results, [m for m in results.methods if m in drawn], {"marker": ""})
+    legend(figure, results, [m for m in results.methods if m in drawn], {"marker": ""})
 
 
 def _scale_multipliers(axes: Axes, values: Sequence[float]) -> None:
@@ -243,72 +250,3 @@ def _gated(results: Results) -> dict[tuple[str, float], ModelRecord]:
         for density, runs in row.items()
         if is_gated(runs.trials[0])
     }
-
-
-# --------------------------------------------------------------------------- shared
-
-
-def _panels(figure: Figure, results: Results) -> list[tuple[Axes, float]]:
-    """A panel per density that has runs, the largest first."""
-    densities = sorted({d for row in results.runs().values() for d in row}, reverse=True)
-    columns = _columns(len(densities))
-    grid = figure.subplots(math.ceil(len(densities) / columns), columns, squeeze=False)
-    for axes in grid.flat[len(densities) :]:
-        axes.set_visible(False)
-    panels = list(zip(grid.flat, densities, strict=False))
-    for axes, density in panels:
-        axes.set_title(f"density {density:g}")
-    return panels
-
-
-def _columns(num_panels: int) -> int:
-    return min(num_panels, 2 if num_panels == 4 else 3)
-
-
-def _style(results: Results, method: str) -> dict[str, Any]:
-    """Colour and mark of a method, the same in every plot; single weights are dashed."""
-    place = results.methods.index(method)
-    # a second round of colours has other marks and lines
-    again = place // len(PALETTE)
-    marker = MARKERS[(place + again) % len(MARKERS)]
-    structured = is_structured(results.plan_of(method).method)
-    return {
-        "color": PALETTE[place % len(PALETTE)],
-        "marker": marker,
-        "linestyle": ("-." if again else "-") if structured else "--",
-    }
-
-
-def _legend(
-    figure: Figure, results: Results, methods: Iterable[str], look: dict[str, str] | None = None
-) -> None:
-    """Above the plots, in the order of the spec; `look` replaces parts of the methods' styles."""
-    handles = [
-        Line2D(
-            [],
-            [],
-            **(_style(results, method) | (look or {})),
-            lw=1.5,
-            ms=6.5,
-            mec="white",
-            label=method,
-        )
-        for method in methods
-    ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=4, columnspacing=1.4)
-
-
-def _by_density(row: Mapping[float, Runs]) -> list[Runs]:
-    return [row[density] for density in sorted(row) if row[density].test]
-
-
-def _dense_line(axes: Axes, value: float, name: str) -> None:
-    axes.axhline(value, color=DENSE, lw=1, ls=(0, (1, 2)), zorder=1)
-    axes.annotate(
-        f"{name} {number(value)}", (0.015, value), xycoords=("axes fraction", "data"),
-        xytext=(0, 3), textcoords="offset points", size=8, color=DENSE,
-    )  # fmt: skip
-
-
-def _test_label(results: Results) -> str:
-    return f"test {metric_name(results.metric)} ({better(results.dense)} is better)"
