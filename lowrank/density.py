@@ -164,6 +164,14 @@ def capped_charge(cost: Cost, kept: Tensor) -> Tensor:
     return factorized - excess
 
 
+def filled_up(cost: Cost, kept: int) -> int:
+    """The most units that cost no more than `kept` of them, as long as the layer is not charged
+    dense: ranks are priced in steps by processors and by alignment."""
+    while cost.cost(kept) < cost.dense_cost and cost.cost(kept + 1) <= cost.cost(kept):
+        kept += 1
+    return kept
+
+
 def check_density(density: float) -> float:
     """Return `density` unchanged, or raise DensityError unless 0 < density <= 1."""
     if not (isinstance(density, int | float) and 0 < density <= 1):

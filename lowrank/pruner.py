@@ -188,7 +188,7 @@ class Pruner:
             {name: scores[name] for name in dead},
             {name: closed & ~needed.keep[name] for name, closed in dead.items()},
             self.control.floors,
-            {name: self.method.multiple(self.layers[name].shape) for name in dead},
+            self.control.costs,
         )
         self._drop(keep, optimizers)
         return bool(keep)

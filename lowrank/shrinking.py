@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowrank.alignment import rounded_up
+from lowrank.density import Cost, filled_up
 
 LEAST_PART = 0.05
 """Of all components, to be taken out at once: a smaller gain is not worth new buckets of gradients
@@ -57,16 +57,16 @@ def components_to_keep(
     scores: Mapping[str, Tensor],
     dead: Mapping[str, Tensor],
     least: Mapping[str, int],
-    multiples: Mapping[str, int],
+    costs: Mapping[str, Cost],
 ) -> dict[str, Tensor]:
-    """What is not dead, the best of each layer up to its floor, and some dead ones that make the
-    number a multiple.
+    """What is not dead, the best of each layer up to its floor, and dead ones that cost nothing
+    beside these.
 
     Args:
         scores: Importance of the components, [num_components] each.
         dead: Which are surely closed, bool, under some of the same names.
         least: Components that each layer has to keep.
-        multiples: Of each layer's rank.
+        costs: Of the layers' components.
 
     Returns:
         Masks of the layers that lose something; nothing if all of them together would lose less
@@ -75,7 +75,7 @@ def components_to_keep(
     keep = {}
     for name, closed in dead.items():
         alive = int((~closed).sum())
-        wanted = rounded_up(max(alive, least[name]), multiples[name])
+        wanted = filled_up(costs[name], max(alive, least[name]))
         if wanted < len(closed):
             # dead ones come last whatever their score
             rank = scores[name].double() - closed * (2 * scores[name].abs().max().double() + 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowrank.currency import Currency
-from lowrank.density import LayerShape
+from lowrank.density import LayerShape, filled_up
 from lowrank.magnitude import MagnitudeGate
 from lowrank.methods.base import (
     Control,
@@ -82,10 +82,7 @@ class FixedControl(Control[GatedFactors]):
     def _most(self, name: str) -> int:
         """The floor or one more than the uniform rank, and whatever comes free with that."""
         cost = self.costs[name]
-        most = min(max(self._uniform(name) + 1, self.floors[name]), cost.num_units)
-        while cost.cost(most) < cost.dense_cost and cost.cost(most + 1) <= cost.cost(most):
-            most += 1
-        return most
+        return filled_up(cost, min(max(self._uniform(name) + 1, self.floors[name]), cost.num_units))
 
     def _uniform(self, name: str) -> int:
         """Rank that is the density's fraction of the layer's break-even rank, rounded down; all of

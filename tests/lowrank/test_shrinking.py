@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank import Adaptive, FlopL0, LayerShape, Pruner
+from lowrank.alignment import aligned
 from lowrank.gate import GateConfig, HardConcreteGate
 from lowrank.linear import GatedLinear
 from lowrank.magnitude import MagnitudeGate
@@ -203,19 +204,23 @@ class TestFollow:
         assert stranger.param_groups[0]["params"][0] is other
 
 
+def cost(multiple=1):
+    return aligned(LayerShape(400, 400), multiple)
+
+
 class TestComponentsToKeep:
     SCORES = {"a": torch.tensor([0.9, 0.1, 0.8, 0.2, 0.3, 0.7])}  # noqa: RUF012
 
     def keep(self, dead, least=1, multiple=1):
         found = components_to_keep(
-            self.SCORES, {"a": torch.tensor(dead)}, {"a": least}, {"a": multiple}
+            self.SCORES, {"a": torch.tensor(dead)}, {"a": least}, {"a": cost(multiple)}
         )
         return found["a"].int().tolist() if found else None
 
     def test_dead_ones_go_whatever_their_score(self):
         assert self.keep([True, False, False, True, False, False]) == [0, 1, 1, 0, 1, 1]
 
-    def test_some_stay_for_the_floor_and_for_the_multiple_the_best_first(self):
+    def test_some_stay_for_the_floor_and_at_no_cost_the_best_first(self):
         dead = [True, True, False, True, True, True]
         assert self.keep(dead, least=2) == [1, 0, 1, 0, 0, 0]
         assert self.keep(dead, multiple=4) == [1, 0, 1, 0, 1, 1]
@@ -223,9 +228,10 @@ class TestComponentsToKeep:
     def test_a_small_gain_waits(self):
         scores = {"a": torch.rand(100)}
         dead = torch.arange(100) < 4
-        assert components_to_keep(scores, {"a": dead}, {"a": 1}, {"a": 1}) == {}
+        free = {"a": cost()}
+        assert components_to_keep(scores, {"a": dead}, {"a": 1}, free) == {}
         dead = torch.arange(100) < 5
-        assert components_to_keep(scores, {"a": dead}, {"a": 1}, {"a": 1})["a"].sum() == 95
+        assert components_to_keep(scores, {"a": dead}, {"a": 1}, free)["a"].sum() == 95
 
 
 class TestMultiplyingOut:
