@@ -1,25 +1,24 @@
-"""What a rank that is no multiple of eight costs: pairs of products of neighbouring ranks in turns.
+"""Which ranks a processor likes: pairs of factors of neighbouring ranks, timed in turns.
 
     python benchmarks/alignment.py
 
-Prints a Markdown table: time of a rank over the time of the multiple above it, which does more
-arithmetic; median and quartiles of paired rounds. Above 1 the smaller rank is the slower one.
+Prints a Markdown table: time per component at a rank over that at rank 128, medians over rounds. At
+a rank that the processor likes as much as 128 it is 1; the same arithmetic takes longer above it.
 """
 
 from __future__ import annotations
 
 import argparse
 from functools import partial
+from statistics import median
 
 import torch
-from torch import nn
 
-from lowrank.bench import fingerprint, num_threads, quartiles, time_rounds
+from lowrank.bench import fingerprint, num_threads, time_rounds
 from lowrank.linear import LowRankLinear
 
 SHAPES = [(384, 384), (384, 1536), (768, 768), (768, 3072)]
-RANKS = [(36, 40), (61, 64), (93, 96), (97, 104), (115, 120), (155, 160)]
-"""A rank and the multiple of eight above it."""
+RANKS = (61, 64, 72, 80, 88, 93, 96, 97, 104, 112, 115, 120, 128)
 
 
 def main() -> None:
@@ -31,25 +30,27 @@ def main() -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with num_threads(None), torch.inference_mode():
         print(", ".join(f"{k} {v}" for k, v in fingerprint(device, dtype).items()) + "\n")
-        print("| matrix | tokens | " + " | ".join(f"{a} / {b}" for a, b in RANKS) + " |")
+        print("| matrix | tokens | " + " | ".join(map(str, RANKS)) + " |")
         print("| --- |" + " --- |" * (len(RANKS) + 1))
         for width, height in SHAPES:
             for tokens in arguments.tokens:
                 x = torch.randn(tokens, width, device=device, dtype=dtype)
-                cells = (compare(x, height, pair, arguments.repeats) for pair in RANKS)
+                cells = compare(x, height, arguments.repeats)
                 print(f"| {width} x {height} | {tokens} | {' | '.join(cells)} |", flush=True)
 
 
-def compare(x: torch.Tensor, height: int, ranks: tuple[int, int], repeats: int) -> str:
-    """Median and quartiles of time at the first rank over time at the second."""
-    layers: list[nn.Module] = [
-        LowRankLinear(x.shape[1], height, rank, device=x.device, dtype=x.dtype) for rank in ranks
+def compare(x: torch.Tensor, height: int, repeats: int) -> list[str]:
+    """Median over the rounds of the time per component, relative to that of the last rank."""
+    layers = [
+        LowRankLinear(x.shape[1], height, rank, device=x.device, dtype=x.dtype) for rank in RANKS
     ]
     wait = torch.cuda.synchronize if x.device.type == "cuda" else None
-    odd, even = time_rounds([partial(layer, x) for layer in layers], repeats, wait)
-    ratios = [a / b for a, b in zip(odd, even, strict=True)]
-    low, high = quartiles(ratios)
-    return f"{sorted(ratios)[len(ratios) // 2]:.2f} ({low:.2f}-{high:.2f})"
+    times = time_rounds([partial(layer, x) for layer in layers], repeats, wait)
+    cells = []
+    for rank, samples in zip(RANKS, times, strict=True):
+        ratios = [s / last for s, last in zip(samples, times[-1], strict=True)]
+        cells.append(f"{median(ratios) * RANKS[-1] / rank:.2f}")
+    return cells
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Ranks that processors like: multiples of the width of their vector registers.
 
 A product with an inner or outer size just above a multiple pays for the whole next one. On two
-cores of a Xeon (AVX-512, float32) rank 97 took 8-11 % longer than 96, and 115 up to 15 % longer
-than 120 (docs/results/alignment.md); tensor cores want multiples of 16 bytes.
+cores of a Xeon (AVX-512, float32) and 2,048 rows a rank of 61 took 7-35 % longer per component than
+64, and 93 took 6-24 % longer than 96 (docs/results/alignment.md); tensor cores want 16 bytes.
 
 A layer is charged for the next multiple as soon as it has one component beyond the last, so that
 what rounding costs is part of the budget, and projections end on multiples by themselves.
@@ -18,8 +18,8 @@ from lowrank.density import Cost, LayerShape
 from lowrank.errors import LowRankError
 
 HARDWARE_MULTIPLE = 8
-"""Eight float32 fill a register of AVX2, sixteen one of AVX-512, which gained nothing further here;
-eight bfloat16 are the 16 bytes that tensor cores read."""
+"""Eight float32 fill a register of AVX2, sixteen one of AVX-512, which gained nothing clear beyond
+eight here; eight bfloat16 are the 16 bytes that tensor cores read."""
 LEAST_STEPS = 8
 """Multiples in a layer's uniform rank, at least, or the multiple is halved: rounding then moves a
 rank by 1/16 on average."""
