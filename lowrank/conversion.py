@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,14 @@ from lowrank.contract import (
     save_reference,
     verify,
 )
+from lowrank.counting import Densities, Size
 from lowrank.errors import ExportError
 from lowrank.export import WEIGHTS, num_stored_parameters, read_manifest, sha256_of
 from lowrank.folded import save_folded
 from lowrank.graphs import PROGRAM, input_names, save_program, traceable
 from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
 from lowrank.onnx import GRAPH, check_installed, num_stored_floats, save_onnx
-from lowrank.sizes import Densities, Sizes, check_density, sizes_of
+from lowrank.sizes import check_density, sizes_of
 
 FORMS = ("factorized", "folded", "onnx", "pt2")
 NOTE = "export.json"
@@ -62,7 +63,7 @@ def convert(source: Path | str, form: str, out: Path | str) -> Path:
     manifest = read_manifest(source)
     metadata = manifest["metadata"]
     small, dense = sizes_of(source)
-    check_density(str(source), small.over(dense), metadata.get("target_density"))
+    check_density(str(source), Densities.of(small, dense), metadata.get("target_density"))
     model: Any = load_pretrained(source)
     tokenizer = load_tokenizer(source) if (source / "tokenizer_config.json").is_file() else None
     has_reference = (source / REFERENCE).is_file()
@@ -101,7 +102,7 @@ def verify_export(folder: Path | str) -> tuple[Verdict, dict[str, Any]]:
     sizes: dict[str, Any] = {}
     if form == "factorized":
         small, dense = sizes_of(folder)
-        sizes["densities"] = densities = small.over(dense)
+        sizes["densities"] = densities = Densities.of(small, dense)
         target = read_manifest(folder)["metadata"].get("target_density")
         check_density(str(folder), densities, target)
     else:
@@ -127,17 +128,16 @@ def read_note(folder: Path | str) -> dict[str, Any]:
     return note
 
 
-def says(form: str, num_bytes: int, small: Sizes, dense: Sizes) -> str:
+def says(form: str, num_bytes: int, small: Size, dense: Size) -> str:
     """What a form buys, in a sentence with its numbers."""
-    share = (
-        f"{num_bytes:,} bytes, {num_bytes / dense.bytes:.1%} of the dense model's {dense.bytes:,}"
-    )
+    whole = dense.num_bytes
+    share = f"{num_bytes:,} bytes, {num_bytes / whole:.1%} of the dense model's {whole:,}"
     if form == "factorized":
         return f"{share}; loads in transformers once lowrank-orchestrator is installed"
     if form == "folded":
         return (
             f"{share}: on disk, in memory and in time this is the dense model again (the "
-            f"factorized form has {small.bytes:,} bytes); loads with transformers alone"
+            f"factorized form has {small.num_bytes:,} bytes); loads with transformers alone"
         )
     engine = "ONNX Runtime" if form == "onnx" else "torch"
     return f"{share}; runs in {engine} alone, logits only, without a cache for generation"
@@ -152,7 +152,7 @@ def _check_possible(model: Any, form: str) -> None:
 
 
 def _write_note(
-    folder: Path, form: str, manifest: dict[str, Any], small: Sizes, dense: Sizes
+    folder: Path, form: str, manifest: dict[str, Any], small: Size, dense: Size
 ) -> None:
     weights = WEIGHT_FILES[form]
     files = [path for path in folder.iterdir() if path.name.startswith(weights)]
@@ -176,16 +176,12 @@ def _write_note(
     os.replace(partial, folder / NOTE)
 
 
-def _densities(form: str, stored: dict[str, int], small: Sizes, dense: Sizes) -> Densities:
+def _densities(form: str, stored: dict[str, int], small: Size, dense: Size) -> Densities:
     """Of what the file holds: a folded model is a dense one in all but its bytes' count, a graph
     has the products of the factorized form (checked when it is made)."""
     base = dense if form == "folded" else small
-    return Sizes(
-        prunable=base.prunable,
-        parameters=stored["parameters"],
-        bytes=stored["bytes"],
-        macs=base.macs,
-    ).over(dense)
+    size = replace(base, num_parameters=stored["parameters"], num_bytes=stored["bytes"])
+    return Densities.of(size, dense)
 
 
 def _stored(folder: Path, form: str) -> dict[str, int]:

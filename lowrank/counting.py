@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """Counts of one model, recounted from the files on disk."""
+
+    num_parameters: int
+    num_prunable: int
+    """Parameters stored for the matrices that the method may change."""
+    num_bytes: int
+    """Of the weights file."""
+    macs_per_token: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Densities:
+    """Kept fractions against the original dense model, 0 < density."""
+
+    prunable: float
+    parameters: float
+    bytes: float
+    macs: float
+
+    @classmethod
+    def of(cls, size: Size, dense: Size) -> Densities:
+        return cls(
+            prunable=size.num_prunable / dense.num_prunable,
+            parameters=size.num_parameters / dense.num_parameters,
+            bytes=size.num_bytes / dense.num_bytes,
+            macs=size.macs_per_token / dense.macs_per_token,
+        )
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowrank.counting import macs_per_token, num_matrix_parameters
+from lowrank.counting import Densities, Size, macs_per_token, num_matrix_parameters
 from lowrank.errors import ExportError
 from lowrank.export import WEIGHTS, distinct_tensors, num_stored_parameters, read_manifest
 from lowrank.forms import described_layers
@@ -28,39 +27,7 @@ COUNT_LENGTH = 128
 of BERT's and GPT's papers' shorter sequences, and what a campaign counts on."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sizes:
-    """Of one model."""
-
-    prunable: int
-    """Parameters stored for the matrices that were pruned."""
-    parameters: int
-    bytes: int
-    """Of the weights file."""
-    macs: float
-    """Per token."""
-
-    def over(self, dense: Sizes) -> Densities:
-        """The densities: each of these over the dense model's."""
-        return Densities(
-            prunable=self.prunable / dense.prunable,
-            parameters=self.parameters / dense.parameters,
-            bytes=self.bytes / dense.bytes,
-            macs=self.macs / dense.macs,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Densities:
-    """Kept fractions against the dense model."""
-
-    prunable: float
-    parameters: float
-    bytes: float
-    macs: float
-
-
-def sizes_of(folder: Path | str) -> tuple[Sizes, Sizes]:
+def sizes_of(folder: Path | str) -> tuple[Size, Size]:
     """Sizes of a factorized export, and of the dense model that its config.json describes.
 
     Loading is strict: a missing, unexpected or damaged tensor is an error.
@@ -72,24 +39,42 @@ def sizes_of(folder: Path | str) -> tuple[Sizes, Sizes]:
         The export's sizes, and the dense model's in the same dtype.
     """
     folder = Path(folder)
-    metadata = read_manifest(folder)["metadata"]
     model: Any = load_pretrained(folder)
-    names = metadata.get("prunable") or list(described_layers(model))
-    # a tied head's factors count under its embedding's name
-    names = [name for name in names if not _is_tied_head(model, name)]
-    sparse = metadata.get("stores_zeros", False)
+    small = recount(folder, model, _inputs(model))
+    metadata = read_manifest(folder)["metadata"]
+    return small, _dense_size(model, metadata["auto_class"], _pruned(model, metadata))
+
+
+def recount(folder: Path | str, model: nn.Module, inputs: Mapping[str, Any]) -> Size:
+    """Counts of an export: parameters and bytes from its file, products from its layers.
+
+    Args:
+        folder: As written by `lowrank.hf.save_pretrained`.
+        model: Loaded from it.
+        inputs: A batch on the model's device, with `input_ids`, for the multiply-accumulates.
+    """
+    folder = Path(folder)
+    metadata = read_manifest(folder)["metadata"]
+    names, sparse = _pruned(model, metadata), metadata.get("stores_zeros", False)
     stored = num_matrix_parameters(model, names)
     kept = num_matrix_parameters(model, names, nonzero=sparse)
-    small = Sizes(
-        prunable=kept,
-        parameters=num_stored_parameters(folder) - (stored - kept),
-        bytes=(folder / WEIGHTS).stat().st_size,
-        macs=_macs(model),
+    return Size(
+        num_parameters=num_stored_parameters(folder) - (stored - kept),
+        num_prunable=kept,
+        num_bytes=(folder / WEIGHTS).stat().st_size,
+        macs_per_token=macs_per_token(model, inputs, inputs["input_ids"].numel()),
     )
-    return small, _dense_sizes(model, metadata["auto_class"], names)
 
 
-def _dense_sizes(model: Any, auto_class: str, names: Sequence[str]) -> Sizes:
+def _pruned(model: nn.Module, metadata: Mapping[str, Any]) -> list[str]:
+    """Names of the matrices that the method might change, or of those that it did."""
+    described = described_layers(model)
+    names = metadata.get("prunable") or list(described)
+    # a tied head's factors count under its embedding's name
+    return [name for name in names if not described.get(name, {}).get("tied_to")]
+
+
+def _dense_size(model: Any, auto_class: str, names: list[str]) -> Size:
     import transformers
 
     config = copy.deepcopy(model.config)
@@ -98,12 +83,17 @@ def _dense_sizes(model: Any, auto_class: str, names: Sequence[str]) -> Sizes:
         dense = getattr(transformers, auto_class).from_config(config).eval()
     dense = dense.to(next(model.parameters()).dtype)
     tensors, _ = distinct_tensors(dense)
-    return Sizes(
-        prunable=num_matrix_parameters(dense, list(names)),
-        parameters=sum(tensor.numel() for tensor in tensors.values()),
-        bytes=file_size(tensors),
-        macs=_macs(dense),
+    inputs = _inputs(dense)
+    return Size(
+        num_parameters=sum(tensor.numel() for tensor in tensors.values()),
+        num_prunable=num_matrix_parameters(dense, names),
+        num_bytes=file_size(tensors),
+        macs_per_token=macs_per_token(dense, inputs, inputs["input_ids"].numel()),
     )
+
+
+def _inputs(model: Any) -> dict[str, Tensor]:
+    return example_inputs(model, ("input_ids",), 1, min(COUNT_LENGTH, longest_input(model)))
 
 
 def file_size(tensors: dict[str, Tensor]) -> int:
@@ -133,12 +123,3 @@ def check_density(place: str, densities: Densities, target: float | None) -> Non
             f"{place}: realized density <= target must hold, got {densities.prunable:.6f} for "
             f"{target}"
         )
-
-
-def _is_tied_head(model: nn.Module, name: str) -> bool:
-    return bool(described_layers(model).get(name, {}).get("tied_to"))
-
-
-def _macs(model: Any) -> float:
-    inputs = example_inputs(model, ("input_ids",), 1, min(COUNT_LENGTH, longest_input(model)))
-    return macs_per_token(model, inputs, inputs["input_ids"].numel())

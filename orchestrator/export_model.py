@@ -6,13 +6,15 @@ import math
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from lowrank.contract import check_answers, load_reference, reference_of, save_reference
-from lowrank.counting import macs_per_token, num_matrix_parameters
-from lowrank.export import WEIGHTS, num_stored_parameters, read_manifest, sha256_of
+from lowrank.export import WEIGHTS, sha256_of
 from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
+from lowrank.sizes import COUNT_LENGTH
+from lowrank.sizes import recount as count_export
 from orchestrator.errors import ModelError, TrialError
 from orchestrator.job import Job
 from orchestrator.models import auto_class_of
@@ -21,9 +23,6 @@ from orchestrator.spec import MethodSpec
 from orchestrator.tasks import TrainingTask
 from orchestrator.training import Recorder, evaluate
 from orchestrator.workers import Workers
-
-COUNT_LENGTH = 128
-"""Tokens of the one sequence on which multiply-accumulates are counted (or the task's limit)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,7 @@ def export_model(
 ) -> ModelRecord:
     """Export, and from here on speak only of the exported files."""
     seconds = recorder.seconds
+    config = job.method if job.dense is not None else {}
     with tempfile.TemporaryDirectory(prefix="lowrank-export-") as temporary:
         folder = Path(temporary)
         tokenizer = load_tokenizer(task.data.tokenizer_folder)
@@ -52,7 +52,9 @@ def export_model(
             "key": job.key,
             "task": job.task["name"],
         }
-        if (target := _exact_target(job)) is not None:
+        target = _exact_target(config)
+        # a small model from scratch has its own config, which does not tell what was dense
+        if target is not None and config["kind"] != "from-scratch":
             metadata["target_density"] = target
         reference = reference_of(trained.model, tokenizer)
         save_pretrained(trained.model, folder, auto_class_of(job.task_spec), tokenizer, metadata)
@@ -71,7 +73,7 @@ def export_model(
             curve=recorder.curve,
             export="",
             export_sha256=sha256_of(folder / WEIGHTS),
-            config=job.method if job.dense is not None else {},
+            config=config,
             ranks=trained.ranks,
             projection={k: v for k, v in trained.projection.items() if math.isfinite(v)},
         )
@@ -102,27 +104,20 @@ def measure_export(
 
 
 def recount(folder: Path, model: nn.Module, task: TrainingTask) -> Size:
-    """Counts of an exported model: parameters and bytes from its file, MACs from its layers."""
-    metadata = read_manifest(folder)["metadata"]
-    prunable, sparse = metadata["prunable"], metadata.get("stores_zeros", False)
+    """Counts of an exported model, on an example of the task."""
     device = next(model.parameters()).device
     inputs = {k: v.to(device) for k, v in task.example_inputs(1, COUNT_LENGTH).items()}
-    stored = num_matrix_parameters(model, prunable)
-    kept = num_matrix_parameters(model, prunable, nonzero=sparse)
-    return Size(
-        num_parameters=num_stored_parameters(folder) - (stored - kept),
-        num_prunable=kept,
-        num_bytes=(folder / WEIGHTS).stat().st_size,
-        macs_per_token=macs_per_token(model, inputs, inputs["input_ids"].numel()),
-    )
+    return count_export(folder, model, inputs)
 
 
-def _exact_target(job: Job) -> float | None:
-    """The density that the export must not exceed, for methods that project onto parameters."""
-    method = job.method_spec
-    if job.dense is None or method.kind in ("faithful", "from-scratch"):
-        return None
-    return method.density if method.budget == "parameters" else None
+def _exact_target(config: dict[str, Any]) -> float | None:
+    """The density that a trial's export must not exceed, by the fields of its method.
+
+    None for `faithful`, which ends where its gates did, as published, and for other budgets than
+    parameters, which were checked by the projection.
+    """
+    exact = config.get("kind") != "faithful" and config.get("budget") == "parameters"
+    return config["density"] if exact else None
 
 
 def _stores_zeros(method: MethodSpec) -> bool:
@@ -131,15 +126,10 @@ def _stores_zeros(method: MethodSpec) -> bool:
 
 
 def with_densities(record: ModelRecord, dense: ModelRecord) -> Densities:
-    """The four densities, after checking the one that was asked for.
-
-    `faithful` ends where its gates did, as published; other budgets than parameters were checked by
-    the projection.
-    """
+    """The four densities, after checking the one that was asked for."""
     densities = Densities.of(record.size, dense.size)
-    target = record.target_density
-    exact = record.config["kind"] != "faithful" and record.config["budget"] == "parameters"
-    if exact and densities.prunable > target:
+    target = _exact_target(record.config)
+    if target is not None and densities.prunable > target:
         raise ModelError(
             f"realized density <= target must hold after projection, got {densities.prunable:.6f} "
             f"for {target} (trial {record.key})"

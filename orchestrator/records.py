@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lowrank.counting import Densities, Size
+
 MET = 0.002
 """A density that is exceeded by no more counts as met: rounding of ranks in small layers."""
 RECORD = "record.json"
@@ -31,37 +33,6 @@ class Metric:
             return math.nan
         change = (compressed - dense) / abs(dense)
         return -change if self.higher_is_better else change
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Size:
-    """Counts of one model, recounted from the files on disk."""
-
-    num_parameters: int
-    num_prunable: int
-    """Parameters stored for the matrices that the method may change."""
-    num_bytes: int
-    """Of the weights file."""
-    macs_per_token: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Densities:
-    """Kept fractions against the original dense model, 0 < density."""
-
-    prunable: float
-    parameters: float
-    bytes: float
-    macs: float
-
-    @classmethod
-    def of(cls, size: Size, dense: Size) -> Densities:
-        return cls(
-            prunable=size.num_prunable / dense.num_prunable,
-            parameters=size.num_parameters / dense.num_parameters,
-            bytes=size.num_bytes / dense.num_bytes,
-            macs=size.macs_per_token / dense.macs_per_token,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,7 +46,7 @@ def test_the_note_says_what_the_form_weighs(converted, source: Path):
     dense = note["sizes"]["dense"]
     assert note["sizes"]["this"]["bytes"] == stored
     assert f"{stored:,} bytes" in note["says"]
-    assert f"{dense['bytes']:,}" in note["says"]
+    assert f"{dense['num_bytes']:,}" in note["says"]
     densities = note["sizes"]["densities"]
     if form == "folded":
         assert "on disk, in memory and in time this is the dense model again" in note["says"]
@@ -55,7 +55,7 @@ def test_the_note_says_what_the_form_weighs(converted, source: Path):
         assert densities["prunable"] <= 0.4
         # constants of a graph count too, and there are few
         assert densities["parameters"] < 0.8
-    assert densities["bytes"] == stored / dense["bytes"]
+    assert densities["bytes"] == stored / dense["num_bytes"]
     old, new = load_reference(source), load_reference(out)
     assert all(map(torch.equal, old.logits, new.logits)), "the model's own answers travel along"
 
