@@ -172,6 +172,15 @@ def filled_up(cost: Cost, kept: int) -> int:
     return kept
 
 
+def dense_from(cost: Cost, shape: LayerShape) -> int:
+    """Least number of kept units that is charged as the dense matrix, and then stored as it."""
+    if isinstance(cost, LinearCost):
+        return cost.num_units
+    if isinstance(shape, FactoredShape):
+        return cost.num_units + 1
+    return next(k for k in range(cost.num_units + 1) if cost.cost(k) >= cost.dense_cost)
+
+
 def check_density(density: float) -> float:
     """Return `density` unchanged, or raise DensityError unless 0 < density <= 1."""
     if not (isinstance(density, int | float) and 0 < density <= 1):

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.currency import Currency
-from lowrank.density import Cost, FactoredShape, LayerShape, LinearCost, realized_density
+from lowrank.density import LayerShape, dense_from, realized_density
 from lowrank.errors import LowRankError
 from lowrank.methods.base import Method
 from lowrank.moments import InputMoments
 from lowrank.projection import Projection, floor_units, project
 from lowrank.prunable import prunables
 from lowrank.pruned import GatedFactors, PrunedLayer
-from lowrank.shrinking import Swap, components_to_keep, follow
+from lowrank.shrinking import Swap, components_to_keep, follow, masks_of, of_the_start
 from lowrank.surgery import find_layers, replace_layers
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Pruner:
         # before any training: a target that no projection can meet is known already
         floor_units(self.control.costs, method.density, self.control.floors)
         for name, layer in self.layers.items():
-            layer.dense_from = _dense_from(self.control.costs[name], layer.shape)
+            layer.dense_from = dense_from(self.control.costs[name], layer.shape)
         # last, so that a refusal leaves the model as it was
         new: dict[int, nn.Module] = {}
         for name, layer in self.layers.items():
@@ -201,7 +201,7 @@ class Pruner:
             layer = self.layers[name]
             assert isinstance(layer, GatedFactors)
             swaps += layer.drop(mask)
-            self._present[name] = _of_the_start(mask, self._present[name])
+            self._present[name] = of_the_start(mask, self._present[name])
         if swaps:
             self.control.follow(swaps)
             for optimizer in optimizers:
@@ -221,7 +221,7 @@ class Pruner:
         projection = projection or self.project()
         keep = {n: projection.keep[n].to(_device(layer)) for n, layer in self.layers.items()}
         self.model = self.method.compact(self.model, self.layers, keep)
-        self._keep = {n: _of_the_start(mask, self._present.get(n)) for n, mask in keep.items()}
+        self._keep = {n: of_the_start(mask, self._present.get(n)) for n, mask in keep.items()}
         self.layers = {}
         return self.model
 
@@ -248,7 +248,7 @@ class Pruner:
             LowRankError: The state belongs to other layers, or to a time before this pruner was
                 finished.
         """
-        keep, present = _masks(state, KEEP), _masks(state, PRESENT)
+        keep, present = masks_of(state, KEEP), masks_of(state, PRESENT)
         if self.finished:
             same = keep.keys() == self._keep.keys()
             if not same or any(not torch.equal(keep[n], m) for n, m in self._keep.items()):
@@ -291,29 +291,6 @@ class Pruner:
         # the CPU generator gives the same stream on every machine, a CUDA one does not
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         self.control.begin_step(generator)
-
-
-def _masks(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    found = {n: mask for n, mask in state.items() if n.startswith(prefix)}
-    return {name.removeprefix(prefix): mask.bool() for name, mask in found.items()}
-
-
-def _of_the_start(keep: Tensor, present: Tensor | None) -> Tensor:
-    """A mask of the units that are there, as one of those that were there at the start."""
-    if present is None:
-        return keep.cpu()
-    full = present.clone()
-    full[present] = keep.cpu()
-    return full
-
-
-def _dense_from(cost: Cost, shape: LayerShape) -> int:
-    """Least number of kept units that is charged as the dense matrix, and then stored as it."""
-    if isinstance(cost, LinearCost):
-        return cost.num_units
-    if isinstance(shape, FactoredShape):
-        return cost.num_units + 1
-    return next(k for k in range(cost.num_units + 1) if cost.cost(k) >= cost.dense_cost)
 
 
 def _device(layer: nn.Module) -> torch.device:

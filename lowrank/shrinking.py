@@ -87,5 +87,20 @@ def components_to_keep(
     return keep if lost and lost >= LEAST_PART * total else {}
 
 
+def masks_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The masks of a state under a prefix, by layer."""
+    found = {n: mask for n, mask in state.items() if n.startswith(prefix)}
+    return {name.removeprefix(prefix): mask.bool() for name, mask in found.items()}
+
+
+def of_the_start(keep: Tensor, present: Tensor | None) -> Tensor:
+    """A mask of the units that are there, as one of those that were there at the start."""
+    if present is None:
+        return keep.cpu()
+    full = present.clone()
+    full[present] = keep.cpu()
+    return full
+
+
 def _kept(tensor: Tensor, dim: int, keep: Tensor) -> Tensor:
     return tensor.index_select(dim, keep.nonzero().flatten().to(tensor.device))
