@@ -176,6 +176,7 @@ def _check_files(model: Any, layers: dict[str, dict[str, Any]], files: list[str]
         raise ExportError("a compacted model is read from safetensors files")
     prefix = f"{model.base_model_prefix}."
     tied = model.all_tied_weights_keys
+    absent: list[str] = []
     whole = type(model).__name__ in (getattr(model.config, "architectures", None) or [])
     for name, tensor in model.state_dict().items():
         owner = name.rpartition(".")[0]
@@ -183,12 +184,13 @@ def _check_files(model: Any, layers: dict[str, dict[str, Any]], files: list[str]
             continue
         spellings = (name, prefix + name, name.removeprefix(prefix))
         stored = next((shapes[key] for key in spellings if key in shapes), None)
-        if stored is None and name in _converted(model, shapes):
-            continue
         if stored is None:
-            raise ExportError(f"{name} is missing in {Path(files[0]).name}")
-        if list(tensor.shape) != list(stored):
+            absent.append(name)
+        elif list(tensor.shape) != list(stored):
             raise ExportError(f"{name} has shape {stored}, the config says {list(tensor.shape)}")
+    missing = sorted(set(absent) - _converted(model, shapes)) if absent else []
+    if missing:
+        raise ExportError(f"{missing[0]} is missing in {Path(files[0]).name}")
 
 
 def _converted(model: Any, stored: Iterable[str]) -> set[str]:
