@@ -6,11 +6,12 @@ Only what help needs is imported here: torch, ray and mlflow come in when a comm
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from jobs import bench_options as options
 
 SpecArgument = Annotated[
     Path, typer.Argument(help="The campaign's YAML file.", metavar="SPEC", show_default=False)
@@ -29,14 +30,6 @@ TaskOption = Annotated[
     str | None,
     typer.Option("--task", help="Name of a task of the spec; may be left out if there is one."),
 ]
-
-
-class Dtype(StrEnum):
-    """What models are timed in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 app = typer.Typer(
@@ -176,75 +169,26 @@ def compress(
 
 @app.command()
 def bench(
-    folders: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="A dense export, then one compressed export of it or more.",
-            metavar="[DENSE COMPRESSED...]",
-            show_default=False,
-        ),
-    ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(help="Random weights instead: bert-base, gpt2-small, or a config.json."),
-    ] = None,
-    density: Annotated[
-        list[float] | None,
-        typer.Option(help="Of the factors, with --config. May be repeated.", show_default=False),
-    ] = None,
-    kind: Annotated[
-        str | None, typer.Option(help="encoder or decoder, where a config.json does not say it.")
-    ] = None,
-    rank_multiple: Annotated[
-        int, typer.Option(help="Ranks are rounded down to it, with --config.", min=1)
-    ] = 8,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="BATCHxLENGTH, by default 1x32 and 16x128. May be repeated.", show_default=False
-        ),
-    ] = None,
-    batch: Annotated[
-        list[int] | None, typer.Option(help="Rows of a grid of shapes.", show_default=False)
-    ] = None,
-    length: Annotated[
-        list[int] | None, typer.Option(help="Columns of that grid.", show_default=False)
-    ] = None,
-    new_tokens: Annotated[
-        int, typer.Option(help="Tokens per row that a decoder generates.", min=1)
-    ] = 32,
-    form: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Besides eager: folded, int8, onnx, compiled. By default folded and int8.",
-            show_default=False,
-        ),
-    ] = None,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Also through torch.compile.")
-    ] = False,
-    repeats: Annotated[int, typer.Option(help="Interleaved rounds, at least 7.")] = 9,
-    threads: Annotated[
-        int | None, typer.Option(help="By default all cores of this process.", min=1)
-    ] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="By default that of the files, or float32.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, inputs and bootstrap.")] = 0,
-    resources: Annotated[
-        bool, typer.Option(help="Memory and load time, in processes of their own.")
-    ] = True,
-    out: Annotated[Path | None, typer.Option(help="Results as JSON.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Tables as a page.")] = None,
-    compare: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option(
-            help="Two result files side by side; refused if their fingerprints differ.",
-            metavar="A.json B.json",
-            show_default=False,
-        ),
-    ] = None,
+    folders: options.Folders = None,
+    config: options.Config = None,
+    density: options.Densities = None,
+    kind: options.Kind = None,
+    rank_multiple: options.RankMultiple = 8,
+    shape: options.Shapes = None,
+    batch: options.Batches = None,
+    length: options.Lengths = None,
+    new_tokens: options.NewTokens = 32,
+    form: options.Forms = None,
+    compile_: options.Compile = False,
+    repeats: options.Repeats = 9,
+    threads: options.Threads = None,
+    dtype: options.DtypeOption = None,
+    device: options.Device = None,
+    seed: options.Seed = 0,
+    resources: options.Resources = True,
+    out: options.Out = None,
+    markdown: options.Markdown = None,
+    compare: options.Compare = None,
 ) -> None:
     """Time a compressed model against its dense one, in every form, alone on this machine.
 
@@ -252,34 +196,14 @@ def bench(
     speed-up stands what the multiply-accumulates promise; each kind of layer is timed alone, so
     that it shows where the rest goes. Read docs/benchmarking.md first.
     """
-    from jobs.bench import Request
+    given = dict(locals())
     from jobs.bench import bench as command
     from jobs.bench import compare as compare_command
+    from jobs.bench import request_of
 
     if compare is not None:
         _exit(compare_command, *compare)
-    request = Request(
-        folders=folders or [],
-        config=config,
-        kind=kind,
-        density=density or [],
-        rank_multiple=rank_multiple,
-        shape=shape or [],
-        batch=batch or [],
-        length=length or [],
-        new_tokens=new_tokens,
-        form=form or [],
-        compile=compile_,
-        repeats=repeats,
-        threads=threads,
-        dtype=None if dtype is None else dtype.value,
-        device=device,
-        seed=seed,
-        resources=resources,
-        out=out,
-        markdown=markdown,
-    )
-    _exit(command, request)
+    _exit(command, request_of(given))
 
 
 @app.command()

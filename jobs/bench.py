@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,17 @@ class Request:
     resources: bool
     out: Path | None
     markdown: Path | None
+
+
+def request_of(options: Mapping[str, Any]) -> Request:
+    """The command line's options, by their names there; those of lists that were not given are
+    empty."""
+    lists = ("folders", "density", "shape", "batch", "length", "form")
+    values: dict[str, Any] = {name: options[name] or [] for name in lists}
+    dtype = options["dtype"]
+    values |= {"compile": options["compile_"], "dtype": None if dtype is None else dtype.value}
+    names = {field.name for field in fields(Request)}
+    return Request(**{name: options[name] for name in names - values.keys()}, **values)
 
 
 def bench(request: Request) -> int:

@@ -11,9 +11,6 @@ that the contract can be checked anywhere and at any time, such as before a mode
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +24,7 @@ from torch import Tensor, nn
 
 from lowrank.answer import form_of
 from lowrank.errors import ExportError
+from lowrank.fresh import run_fresh
 from lowrank.graphs import example_inputs, input_names, longest_input
 
 REFERENCE = "reference.safetensors"
@@ -186,14 +184,8 @@ def fresh_answers(folder: Path | str, inputs: list[Case]) -> dict[str, list[Tens
     with tempfile.TemporaryDirectory(prefix="lowrank-contract-") as temporary:
         cases, out = Path(temporary) / "cases.safetensors", Path(temporary) / "logits.safetensors"
         save_file(_numbered(inputs), cases)
-        done = subprocess.run(
-            [sys.executable, "-P", str(script), str(Path(folder).absolute()), str(cases), str(out)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=temporary,
-            env=_environment(),
-        )
+        arguments = [script, Path(folder).absolute(), cases, out]
+        done = run_fresh(["-P", *map(str, arguments)], Path(temporary), CUDA_VISIBLE_DEVICES="")
         last = (done.stdout.strip().splitlines() or [""])[-1]
         try:
             said = json.loads(last)
@@ -207,17 +199,6 @@ def fresh_answers(folder: Path | str, inputs: list[Case]) -> dict[str, list[Tens
                 route: [file.get_tensor(f"{route}.{n}") for n in range(len(inputs))]
                 for route in said["routes"]
             }
-
-
-def _environment() -> dict[str, str]:
-    """On the CPU, without the network, with the package that this process has."""
-    root = str(Path(__file__).parents[1])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
 
 
 def _numbered(inputs: list[Case]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lowrank.alignment import HARDWARE_MULTIPLE
 from lowrank.bench import time_rounds
 from lowrank.currency import TableCost
 from lowrank.density import LayerShape
@@ -21,9 +22,6 @@ from lowrank.linear import LowRankLinear, layer_shape
 
 GRID_POINTS = 12
 """Measured ranks per shape; between them the table is interpolated."""
-RANK_MULTIPLE = 8
-"""Measured ranks are multiples of it: odd ranks take up to twice as long, and an interpolated
-table should not promise less than the neighbours above."""
 REPEATS = 9
 """As in the speed measurements: medians of fewer than 7 moved by more than 10 %."""
 
@@ -53,9 +51,10 @@ def latency_tables(
 
 
 def measured_ranks(full_rank: int) -> list[int]:
-    """Ranks to time: multiples of `RANK_MULTIPLE`, and the full rank."""
-    points = np.linspace(RANK_MULTIPLE, full_rank, GRID_POINTS)
-    ranks = {max(1, int(p) // RANK_MULTIPLE * RANK_MULTIPLE) for p in points}
+    """Ranks to time: multiples of `HARDWARE_MULTIPLE`, for an interpolated table should not promise
+    less than its neighbours above; and the full rank."""
+    points = np.linspace(HARDWARE_MULTIPLE, full_rank, GRID_POINTS)
+    ranks = {max(1, int(p) // HARDWARE_MULTIPLE * HARDWARE_MULTIPLE) for p in points}
     return sorted({min(rank, full_rank) for rank in ranks} | {full_rank})
 
 

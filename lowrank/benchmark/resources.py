@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,14 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-import lowrank
 from lowrank.benchmark.phases import Work, device_of
 from lowrank.benchmark.presets import AUTO_CLASS
 from lowrank.benchmark.subjects import Subject
-from lowrank.errors import LowRankError
+from lowrank.errors import ExportError, LowRankError
 from lowrank.export import WEIGHTS
 from lowrank.folded import folded
-from lowrank.forms import described_layers
+from lowrank.fresh import run_fresh
 from lowrank.hf import save_pretrained
 from lowrank.int8 import num_int8_bytes, quantize_int8
 
@@ -40,9 +36,9 @@ def measure_resources(subject: Subject, work: Work, loads: int = LOADS) -> dict[
         loads: Processes per model.
 
     Returns:
-        JSON, by form: `dense`, `compressed`, and `folded` where all small layers are pairs of
-        factors; of `int8` forms the bytes a file would hold, for a quantized model is made in
-        memory and not loaded.
+        JSON, by form: `dense`, `compressed`, and `folded` where the model has such a form; of
+        `int8` forms the bytes that a file would hold: a quantized model is made in memory, and not
+        loaded.
     """
     found: dict[str, Any] = {}
     with _folders(subject) as folders:
@@ -78,8 +74,7 @@ def _folders(subject: Subject) -> Iterator[dict[str, Path]]:
             folders = dict(zip(("dense", "compressed"), subject.folders, strict=True))
         else:
             models = {"dense": subject.dense, "compressed": subject.compressed}
-        forms = {layer["form"] for layer in described_layers(subject.compressed).values()}
-        if forms <= {"low-rank"}:
+        with suppress(ExportError):
             models["folded"] = folded(subject.compressed)
         for form, model in models.items():
             folders[form] = save_pretrained(model, Path(root) / form, auto_class)
@@ -89,7 +84,6 @@ def _folders(subject: Subject) -> Iterator[dict[str, Path]]:
 def _fresh(folder: Path, subject: Subject, work: Work) -> dict[str, Any]:
     device = device_of(subject.dense)
     command = [
-        sys.executable,
         "-m",
         "lowrank.benchmark.fresh",
         str(folder.absolute()),
@@ -101,16 +95,7 @@ def _fresh(folder: Path, subject: Subject, work: Work) -> dict[str, Any]:
         f"--batch={work.batch}",
         f"--length={work.length}",
     ]
-    # this package, wherever it was imported from
-    root = str(Path(lowrank.__file__).parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
-    )
+    done = run_fresh(command)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise LowRankError(f"{folder} could not be loaded in a fresh process: {last}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.benchmark.environment import differences
+from lowrank.benchmark.phases import Work
 from lowrank.errors import LowRankError
 
 SCHEMA_VERSION = 1
@@ -79,9 +80,8 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any
 
 
 def work_name(cell: dict[str, Any]) -> str:
-    """As `phases.Work.name`."""
-    shape = f"{cell['phase']} {cell['batch']} x {cell['length']}"
-    return f"{shape} + {cell['new_tokens']}" if cell["new_tokens"] else shape
+    """What a cell was measured on."""
+    return Work(cell["phase"], cell["batch"], cell["length"], cell["new_tokens"]).name
 
 
 def _medians(result: dict[str, Any]) -> dict[tuple[str, str, str, str], float]:

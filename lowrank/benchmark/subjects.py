@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowrank.alignment import HARDWARE_MULTIPLE
 from lowrank.benchmark.presets import Kind, build, kind_of_auto_class, read_config
 from lowrank.counting import num_matrix_parameters, num_parameters
 from lowrank.density import LayerShape, check_density
@@ -18,7 +19,6 @@ from lowrank.errors import LowRankError
 from lowrank.export import read_manifest
 from lowrank.forms import described_layers
 from lowrank.hf import load_pretrained
-from lowrank.latency import RANK_MULTIPLE
 from lowrank.linear import LowRankLinear, layer_shape
 from lowrank.surgery import find_layers, replace_layers
 
@@ -96,7 +96,7 @@ def from_config(
     *,
     kind: Kind | None = None,
     dtype: torch.dtype = torch.float32,
-    rank_multiple: int = RANK_MULTIPLE,
+    rank_multiple: int = HARDWARE_MULTIPLE,
     seed: int = 0,
 ) -> Subject:
     """A model with random weights, and the same one with factors of one density everywhere.
@@ -123,7 +123,7 @@ def from_config(
 def with_random_factors(
     dense: nn.Module,
     density: float,
-    rank_multiple: int = RANK_MULTIPLE,
+    rank_multiple: int = HARDWARE_MULTIPLE,
     exclude: Sequence[str] = HEADS,
 ) -> nn.Module:
     """A copy whose matrices are random factors: for timing, where an SVD would only cost time.

@@ -11,7 +11,7 @@ from lowrank.benchmark.phases import Work
 from lowrank.benchmark.resources import _folders, measure_resources
 from lowrank.benchmark.subjects import HEADS, Subject, from_folders
 from lowrank.hf import load_pretrained, save_pretrained
-from tests.lowrank import relative_error, token_ids
+from tests.lowrank import relative_error, tiny_gpt2, token_ids
 from tests.lowrank.benchmark import tiny_decoder, tiny_encoder
 
 SIDES = ("dense", "compressed")
@@ -61,10 +61,20 @@ def test_exports_are_the_models_that_were_timed(make):
     assert shapes[2] == shapes[0] != shapes[1]
 
 
-def test_what_is_no_pair_of_factors_has_no_folded_export():
+def test_what_is_no_pair_of_factors_is_folded_too():
     dense = tiny_encoder().dense
-    small = Pruner(copy.deepcopy(dense), NeuronL0(density=0.5), exclude=HEADS).finish()
-    subject = Subject(name="sliced", kind="encoder", dense=dense, compressed=small.eval())
+    small = Pruner(copy.deepcopy(dense), NeuronL0(density=0.5), exclude=HEADS).finish().eval()
+    subject = Subject(name="sliced", kind="encoder", dense=dense, compressed=small)
+    with _folders(subject) as folders, torch.no_grad():
+        assert [*folders] == [*SIDES, "folded"]
+        found = load_pretrained(folders["folded"])(token_ids()).logits
+        assert relative_error(found, small(token_ids()).logits) < 1e-5
+
+
+def test_a_model_without_a_folded_form_has_no_such_export():
+    model = tiny_gpt2()
+    model.config.model_type = "sru"
+    subject = Subject(name="own", kind="decoder", dense=tiny_gpt2(), compressed=model)
     with _folders(subject) as folders:
         assert [*folders] == [*SIDES]
 
