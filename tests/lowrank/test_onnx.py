@@ -49,6 +49,20 @@ def test_onnx_runtime_computes_the_logits_of_any_batch_and_length(exported):
         assert relative_error(torch.from_numpy(found), wanted) < 1e-5
 
 
+def test_factors_that_become_one_matrix_on_the_way_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """As a layer does that keeps its product: the graph would be as large as the dense model."""
+    model, _ = compacted("llama")
+    for layer in model.modules():
+        if isinstance(layer, LowRankLinear):
+            layer.register_buffer("product", (layer.weight @ layer.projection).detach())
+    monkeypatch.setattr(LowRankLinear, "forward", lambda self, x: x @ self.product.t())
+    with pytest.raises(ExportError, match="factors of these shapes are no product in the graph"):
+        save_onnx(model, tmp_path, input_names(model))
+    assert not any(tmp_path.iterdir())
+
+
 def test_every_factorized_layer_is_two_products(exported):
     import onnx
 

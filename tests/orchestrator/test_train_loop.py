@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lowrank.errors import DensityError, SurgeryError
+from lowrank.errors import DensityError, ExportError, SurgeryError
 from lowrank.export import read_manifest
 from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
-from orchestrator import compression, train_loop
+from orchestrator import compression, export_model, train_loop
 from orchestrator.errors import ModelError, TrialError
 from orchestrator.export_model import with_densities
 from orchestrator.records import Densities, ModelRecord
@@ -274,6 +274,24 @@ def test_divergence_leaves_no_model(lm: Family, tmp_path: Path):
     checkpoints = []
     job = make_job(lm.task, lm.data, method(density=0.5), str(tmp_path))
     with pytest.raises(TrialError, match="diverged"):
+        run_job(job, LocalWorkers(lambda progress, checkpoint: checkpoints.append(checkpoint)))
+    assert not any(checkpoints)
+
+
+def test_a_trial_whose_files_answer_otherwise_fails(
+    lm: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A weight that changes on its way to the disk, with a digest that knows nothing of it."""
+
+    def save_another(model: Any, *arguments: Any) -> Path:
+        with torch.no_grad():
+            model.transformer.ln_f.weight.mul_(1.01)
+        return save_pretrained(model, *arguments)
+
+    monkeypatch.setattr(export_model, "save_pretrained", save_another)
+    job = make_job(lm.task, lm.data, method(density=0.5), lm.dense.export)
+    checkpoints: list[Path | None] = []
+    with pytest.raises(ExportError, match="logits must be within 1e-05 of the model's in memory"):
         run_job(job, LocalWorkers(lambda progress, checkpoint: checkpoints.append(checkpoint)))
     assert not any(checkpoints)
 
