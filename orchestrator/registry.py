@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import RegistryError, redact_uri
+from orchestrator.flavor import exported_folder
 from orchestrator.records import ModelRecord
 
 logger = logging.getLogger(__name__)
@@ -137,15 +138,8 @@ class Registry:
         """Fetch the artifact of a version; returns the folder of the exported model in it."""
         import mlflow
 
-        root = Path(
-            mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(folder))
-        )
-        found = sorted(path.parent for path in root.rglob("lowrank.json"))
-        if len(found) != 1:
-            raise RegistryError(
-                f"version {version} of {name!r} must hold one exported model, found {len(found)}"
-            )
-        return found[0]
+        uri = f"models:/{name}/{version}"
+        return exported_folder(Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder))))
 
     def _ensure_model(self, name: str) -> None:
         from mlflow.exceptions import MlflowException

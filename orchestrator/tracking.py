@@ -238,28 +238,25 @@ class RunWriter:
         self.client.log_artifact(self.run_id, str(path))
 
     def model(self, folder: Path, task_kind: str, params: dict[str, Any]) -> str:
-        """Log an exported model as a pyfunc of safetensors and code, without pickle.
+        """Log an exported model in our flavour and MLflow's generic one, without pickle.
 
         Returns:
             `models:/m-...`.
         """
         import mlflow
 
-        import lowrank
-        from orchestrator import serving
+        from orchestrator import flavor, serving
 
         mlflow.set_tracking_uri(self.uri)
         status = self.client.get_run(self.run_id).info.status
         with mlflow.start_run(run_id=self.run_id):
-            info = mlflow.pyfunc.log_model(
+            info = mlflow.models.Model.log(
+                artifact_path=None,
                 name="model",
-                python_model=serving.MODEL_CODE,
-                artifacts={"model": str(folder)},
-                # the library travels with the model: nothing but its dependencies is needed
-                code_paths=[str(Path(lowrank.__file__).parent)],
+                flavor=flavor,
+                folder=folder,
                 signature=serving.signature(task_kind),
                 input_example=serving.input_example(task_kind),
-                pip_requirements=serving.requirements(),
                 params={k: str(v)[:250] for k, v in flat(params).items()},
             )
         # leaving the context ends the run; the caller decides when it is over

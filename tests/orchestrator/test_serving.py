@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,11 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import torch
+from mlflow.models import Model
 
+from lowrank.errors import ExportError
 from lowrank.hf import load_pretrained, load_tokenizer
-from orchestrator import serving
+from orchestrator import flavor, serving
+from orchestrator.errors import RegistryError
 from orchestrator.tracking import RunWriter, Tracking
 from tests.orchestrator.small import Family
 
@@ -159,6 +164,35 @@ def test_a_logged_model_holds_code_and_safetensors_but_no_pickle(served: list[Se
         assert "code/lowrank/export.py" in names
         assert any(name.endswith("/model.safetensors") for name in names)
         assert not any("orchestrator" in name for name in names)
+
+
+def test_our_flavour_gives_back_the_model_itself(served: list[Served], store: str):
+    mlflow.set_tracking_uri(store)
+    for one in served:
+        export = one.family.trials[0].export
+        loaded = flavor.load_model(one.uri)
+        wanted, found = load_pretrained(export).state_dict(), loaded.model.state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        assert not loaded.model.training
+        assert loaded.tokenizer("fine")["input_ids"] == load_tokenizer(export)("fine")["input_ids"]
+
+        entry = Model.load(str(one.folder)).flavors
+        assert entry.keys() == {"python_function", flavor.FLAVOR_NAME}
+        described = one.folder / entry[flavor.FLAVOR_NAME]["model"]
+        assert (described / "lowrank.json").is_file()
+
+
+def test_a_damaged_or_foreign_logged_model_is_refused(served: list[Served], tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(served[0].folder, copy)
+    weights = next(copy.rglob("model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-64])
+    with pytest.raises(ExportError, match=r"model\.safetensors"):
+        flavor.load_model(str(copy))
+    next(copy.rglob("lowrank.json")).unlink()
+    with pytest.raises(RegistryError, match="must hold one exported model, found 0"):
+        flavor.load_model(str(copy))
 
 
 def test_requirements_are_exact_and_without_build_tags():
