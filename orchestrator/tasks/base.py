@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lowrank.distillation import Distillation, distilled
 from orchestrator.data.prepare import PreparedData
-from orchestrator.errors import ModelError
 from orchestrator.records import Metric
 from orchestrator.spec import AnyTask, Classification, Regression, content_hash
-from orchestrator.tasks.distillation import Distillation, hidden_loss, soft_loss
 
 Batch = dict[str, Tensor]
 
@@ -86,32 +85,17 @@ class TrainingTask(ABC):
         hidden = distillation is not None and distillation.hidden > 0
         options = {"output_hidden_states": True} if hidden else {}
         output = self.output(model, inputs, "student", **options)
-        logits = output.logits.float().flatten(0, -2)
-        hard = self.label_loss(logits, labels.flatten())
+        hard = self.label_loss(output.logits.float().flatten(0, -2), labels.flatten())
         if distillation is None:
             return hard
         with torch.no_grad():
             wanted = self.output(distillation.teacher, inputs, "teacher", **options)
-        target = wanted.logits.float().flatten(0, -2)
-        loss = (1 - distillation.weight) * hard
-        soft = self.teacher_loss(logits, target, distillation.temperature)
-        loss = loss + distillation.weight * soft
-        if hidden:
-            if output.hidden_states is None:
-                raise ModelError(f"{type(distillation.teacher).__name__} has no hidden states")
-            # the first are the embeddings, before any layer
-            states, targets = output.hidden_states[1:], wanted.hidden_states[1:]
-            mask = inputs.get("attention_mask")
-            loss = loss + distillation.hidden * hidden_loss(states, targets, mask)
-        return loss
+        soft = distilled(distillation, output, wanted, inputs.get("attention_mask"))
+        return (1 - distillation.weight) * hard + soft
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of predictions [n, outputs] against labels [n]: cross-entropy."""
         return F.cross_entropy(logits, labels)
-
-    def teacher_loss(self, logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-        """Of predictions against the teacher's, both [n, outputs]: tau^2 KL(teacher || student)."""
-        return soft_loss(logits, target, temperature)
 
     def model_inputs(self, batch: Batch) -> Batch:
         """What a model takes of a batch when nothing is remembered."""

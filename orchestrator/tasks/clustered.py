@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lowrank.distillation import Distillation
 from orchestrator.tasks.base import Batch
-from orchestrator.tasks.distillation import Distillation
 from orchestrator.tasks.language_modelling import LanguageModellingTask
 
 

@@ -21,10 +21,6 @@ class RegressionTask(LabelledTask):
     def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.mse_loss(logits.squeeze(-1), labels)
 
-    def teacher_loss(self, logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-        """A score has no temperature."""
-        return F.mse_loss(logits, target)
-
     def answers(self, logits: Tensor) -> Tensor:
         return logits.float().squeeze(-1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import socket
@@ -41,6 +42,7 @@ def namespace(folder: Path, **more: Any) -> dict[str, Any]:
         "calibration": [sample(seed) for seed in range(3)],
         "folder": str(folder),
     }
+    names["teacher"] = copy.deepcopy(names["model"]).eval()
     run("setup", names)
     return names | more
 
@@ -109,6 +111,18 @@ def dataset(size: int = 4 * STEPS) -> list[dict[str, torch.Tensor]]:
 def trainer_names(folder: Path, **arguments: Any) -> dict[str, Any]:
     more = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, **arguments}
     return namespace(folder, dataset=dataset(), more=more)
+
+
+def test_teacher(tmp_path):
+    names = namespace(tmp_path)
+    run("teacher", names)
+    batch = sample(0)
+    loss = names["loss_of"](names["pruner"].model, batch)
+    loss.backward()
+    assert loss.item() > 0
+    # the teacher's own answers leave half of its loss on the labels
+    own = names["teacher"](**batch).loss.item()
+    assert names["loss_of"](names["teacher"], batch).item() == pytest.approx(own / 2, rel=1e-5)
 
 
 def test_trainer(tmp_path):

@@ -166,9 +166,9 @@ def test_it_is_the_loop_by_hand(kind, clip, tmp_path):
     groups = watched.parameter_groups(args.learning_rate, args.weight_decay)
     optimizer = torch.optim.AdamW(groups)
     rows = data()
-    alone = {id(layer.gate.parameter) for layer in watched.layers.values()}
-    weights = [p for p in watched.model.parameters() if id(p) not in alone]
     for step in range(GATED):
+        alone = {id(layer.gate.parameter) for layer in watched.layers.values()}
+        weights = [p for p in watched.model.parameters() if id(p) not in alone]
         for group in groups[:2]:
             group["lr"] = args.learning_rate * (1 - step / GATED)
         for row in rows[2 * step : 2 * step + 2]:
@@ -182,11 +182,40 @@ def test_it_is_the_loop_by_hand(kind, clip, tmp_path):
         optimizer.step()
         optimizer.zero_grad()
         watched.step()
+        if step < GATED - 1:
+            watched.shrink(optimizer)
     assert gates.keys() == watched.layers.keys()
     for name, layer in watched.layers.items():
         assert torch.equal(gates[name], layer.gate.parameter), name
     small = watched.finish()
     assert same(pruner.model, small)
+
+
+def test_closed_components_leave_while_it_trains(tmp_path):
+    """As in the loop by hand with shrink(): the same model, in which gradients still flow."""
+    widths: list[int] = []
+
+    class Sizes(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            widths.append(sum(layer.num_components for layer in pruner.layers.values()))
+
+    def make() -> Pruner:
+        method = Adaptive(density=0.2, gated_steps=30, start="svd")
+        return Pruner(tiny_gpt2(), method, exclude=EXCLUDE, seed=3)
+
+    pruner = make()
+    args = arguments(tmp_path, max_steps=33, save_steps=25, learning_rate=1e-3)
+    make_trainer(pruner, args, callbacks=[Sizes()]).train()
+    assert widths[28] < widths[0]
+    assert pruner.finished
+
+    again = make()
+    pruning = PrunerCallback(again)
+    checkpoint = pruning.resume(tmp_path / "checkpoint-25")
+    assert sum(layer.num_components for layer in again.layers.values()) == widths[24]
+    args = arguments(tmp_path / "b", max_steps=33, save_strategy="no", learning_rate=1e-3)
+    make_trainer(again, args, pruning=pruning).train(resume_from_checkpoint=checkpoint)
+    assert same(again.model, pruner.model)
 
 
 def test_bfloat16_autocast_keeps_gates_and_small_model_in_float32(tmp_path):

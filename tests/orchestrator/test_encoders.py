@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from lowrank.distillation import hidden_loss
 from lowrank.hf import load_pretrained, load_tokenizer
 from lowrank.surgery import find_layers
 from orchestrator.models import build_model, takes_token_types
 from orchestrator.promotion import evaluate_artifact
 from orchestrator.spec import AnyTask, MethodSpec, ModelSpec
 from orchestrator.tasks import Distillation, TrainingTask, make_task
-from orchestrator.tasks.distillation import hidden_loss
 from tests.orchestrator.data.tasks import classification_task, table, table_files
 from tests.orchestrator.small import (
     LENGTH,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lowrank.errors import LowRankError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,42 @@ class Distillation:
     temperature: float = 1.0
     hidden: float = 0.0
     """Weight of the difference of hidden states, which is added to the loss."""
+
+
+def distilled(
+    distillation: Distillation, output: Any, wanted: Any, mask: Tensor | None = None
+) -> Tensor:
+    """w loss of the teacher's predictions + v difference of hidden states: what is added to
+    (1 - w) loss of the labels.
+
+    Args:
+        distillation: w and v.
+        output: Of the student: `.logits`, [*predictions, outputs], and `.hidden_states` if v > 0.
+        wanted: Of the teacher, likewise. A single output per prediction is a score, and is compared
+            by squared error; several are classes.
+        mask: Positions that are not padding, [batch, seq]; all by default. Where predictions are
+            per position, it counts for these too.
+
+    Raises:
+        LowRankError: v > 0 and there are no hidden states.
+    """
+    logits, target = output.logits.float(), wanted.logits.float()
+    if mask is not None and mask.shape == logits.shape[:-1]:
+        logits, target = logits[mask.bool()], target[mask.bool()]
+    else:
+        logits, target = logits.flatten(0, -2), target.flatten(0, -2)
+    if logits.shape[-1] == 1:
+        loss = F.mse_loss(logits, target)
+    else:
+        loss = soft_loss(logits, target, distillation.temperature)
+    loss = distillation.weight * loss
+    if distillation.hidden > 0:
+        if getattr(output, "hidden_states", None) is None:
+            raise LowRankError(f"{type(distillation.teacher).__name__} has no hidden states")
+        # the first are the embeddings, before any layer
+        states, targets = output.hidden_states[1:], wanted.hidden_states[1:]
+        loss = loss + distillation.hidden * hidden_loss(states, targets, mask)
+    return loss
 
 
 def soft_loss(logits: Tensor, target: Tensor, temperature: float) -> Tensor:

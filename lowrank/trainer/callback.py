@@ -1,46 +1,28 @@
-"""Pruning inside `transformers.Trainer`, through a callback.
-
-pruner = lowrank.Pruner(model, lowrank.Adaptive(density=0.3, gated_steps=300), moments=moments)
-pruning = PrunerCallback(pruner)
-checkpoint = pruning.resume(args.output_dir)    # None at the first start
-trainer = Trainer(pruner.model, args, train_dataset=data, callbacks=[pruning],
-                  optimizers=(pruning.optimizer(args), None))
-trainer.train(resume_from_checkpoint=checkpoint)
-trainer.save_model("small")                     # import lowrank.auto; AutoModel...from_pretrained
-
-The gated steps are the first of the training's; after the last of them the model is projected and
-compacted in place, and the remaining steps are its recovery. Accumulation, autocast, the rates'
-schedule, logs, evaluation and checkpoints are the Trainer's own.
-"""
+"""The callback that drives a pruner in a Trainer."""
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from lowrank import auto
-from lowrank.errors import ExportError, LowRankError
+from lowrank.errors import LowRankError
 from lowrank.forms import described_layers
 from lowrank.gated_embedding import GatedHead
 from lowrank.pruner import Pruner
+from lowrank.trainer import checkpoint
 
 logger = logging.getLogger(__name__)
 
-STATE = "lowrank-pruner.safetensors"
-"""In every checkpoint: the pruner's own state."""
-GATED_TYPE = "lowrank-with-gates"
-"""Model type in the config.json of a checkpoint with gates. No loader knows it: by its real type
-the model would be loaded with random weights where the file has gated factors."""
+SHRINKS = 20
+"""Times that closed components leave over the gated phase: each time may cost new code, where a
+model is compiled, and in between little is closed."""
 
 
 class PrunerCallback(TrainerCallback):
@@ -56,9 +38,8 @@ class PrunerCallback(TrainerCallback):
 
     def __init__(self, pruner: Pruner) -> None:
         self.pruner = pruner
-        gates = pruner.control.gate_parameters()
-        self._has_gate_group = bool(gates)
-        self._gradients = _Aside([*gates, *pruner.control.own_parameters])
+        self._has_gate_group = bool(pruner.control.gate_parameters())
+        self._gradients = self._apart()
         self._ties = _declare_ties(pruner.model)
 
     def parameter_groups(self, args: Any) -> list[dict[str, Any]]:
@@ -95,23 +76,15 @@ class PrunerCallback(TrainerCallback):
                 tensors of the model.
             LowRankError: It belongs to another model or method.
         """
-        checkpoint: str | None = str(folder)
-        if not (Path(folder) / "trainer_state.json").is_file():
-            checkpoint = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
-        if checkpoint is None:
+        found = checkpoint.find(Path(folder))
+        if found is None:
             return None
-        path = Path(checkpoint) / STATE
-        if not path.is_file():
-            raise ExportError(f"{path}: no such file; the checkpoint has no pruner in it")
-        try:
-            state = load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ExportError(f"{path}: not a whole safetensors file: {error}") from error
-        self.pruner.load_state_dict(state)
+        self.pruner.load_state_dict(checkpoint.read(found))
         if self.pruner.finished:
             self._describe()
-        _check_weights(self.pruner.model, Path(checkpoint))
-        return checkpoint
+        checkpoint.check_weights(self.pruner.model, found)
+        self._gradients = self._apart()
+        return str(found)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
@@ -164,7 +137,22 @@ class PrunerCallback(TrainerCallback):
             self.pruner.step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._maybe_finish(state, kwargs["optimizer"])
+        optimizer = kwargs["optimizer"]
+        self._maybe_finish(state, optimizer)
+        if self.pruner.finished:
+            return
+        every = max(1, self.pruner.method.gated_steps // SHRINKS)
+        if self.pruner.step_index % every == 0 and self.pruner.shrink(optimizer):
+            self._gradients.leave()
+            self._gradients = self._apart()
+            self._gradients.watch()
+
+    def _apart(self) -> _Aside:
+        """The gradients of what is trained in its own way."""
+        if self.pruner.finished:
+            return _Aside([])
+        control = self.pruner.control
+        return _Aside([*control.gate_parameters(), *control.own_parameters])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not self.pruner.finished and state.log_history:
@@ -175,12 +163,7 @@ class PrunerCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        state_dict = {name: t.contiguous() for name, t in self.pruner.state_dict().items()}
-        save_file(state_dict, folder / STATE)
-        path = folder / "config.json"
-        if path.is_file() and not self.pruner.finished:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            path.write_text(json.dumps(config | {"model_type": GATED_TYPE}, indent=2), "utf-8")
+        checkpoint.write(self.pruner, folder)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._gradients.leave()
@@ -247,25 +230,6 @@ def _check_groups(pruner: Pruner, optimizer: Any) -> None:
         raise LowRankError(
             "the optimizer does not have the pruner's parameter groups: pass "
             "optimizers=(pruning.optimizer(args), None) to the Trainer"
-        )
-
-
-def _check_weights(model: Any, checkpoint: Path) -> None:
-    """Raise ExportError for tensors that the Trainer would pass over when it goes on: it loads what
-    it finds, and transformers stores some models under other names, such as experts one by one."""
-    stored: set[str] = set()
-    for file in checkpoint.glob("model*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            stored |= set(tensors.keys())
-    state = model.state_dict(keep_vars=True)
-    there = {id(state[name]) for name in stored if name in state}
-    ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-    missing = [n for n, tensor in state.items() if id(tensor) not in there and n not in ignored]
-    if missing or stored - state.keys():
-        unexpected = sorted(stored - state.keys())
-        raise ExportError(
-            f"{checkpoint}: the Trainer cannot load the weights back: {len(missing)} missing, such "
-            f"as {missing[:2]}, {len(unexpected)} unexpected, such as {unexpected[:2]}"
         )
 
 
