@@ -20,6 +20,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -134,6 +135,9 @@ class Gate(nn.Module):
     gates do not survive rounding to half precision.
     """
 
+    PER_UNIT: ClassVar[tuple[str, ...]] = ()
+    """Buffers with an entry per unit."""
+
     parameter: nn.Parameter
     """Score per unit, float32 [num_gates]; the higher, the rather the unit stays."""
 
@@ -163,7 +167,8 @@ class Gate(nn.Module):
         """Become the gate of fewer units, bool [num_gates]."""
         found = swap(self.parameter, 0, keep)
         self.parameter = found.new
-        for name, buffer in self.named_buffers(recurse=False):
+        for name in self.PER_UNIT:
+            buffer = self.get_buffer(name)
             setattr(self, name, buffer[keep.to(buffer.device)])
         return found
 
@@ -183,6 +188,8 @@ class HardConcreteGate(Gate):
     every worker, sees the same one, because the noise is drawn from outside, once per step
     (`Pruner.step`). In evaluation mode it is E[z].
     """
+
+    PER_UNIT = ("noise",)
 
     noise: Tensor
 

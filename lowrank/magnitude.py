@@ -14,6 +14,8 @@ class MagnitudeGate(Gate):
     The mask is set from outside, by a schedule; a masked entry gets no gradient and stays.
     """
 
+    PER_UNIT = ("mask",)
+
     mask: Tensor
 
     def __init__(self, num_gates: int) -> None:

@@ -41,13 +41,35 @@ class ThresholdGate(Gate):
         # of the scores all layers lose the same fraction of their components
         places = (torch.arange(num_gates) + 0.5) / num_gates
         self.parameter = nn.Parameter(1.0 - places)
-        self.threshold, self.temperature = -REACH, 1.0
+        self.limits: Tensor
+        self.register_buffer("limits", None, persistent=False)
+        self.place(-REACH, 1.0)
+
+    @property
+    def threshold(self) -> float:
+        return self._threshold
+
+    @property
+    def temperature(self) -> float:
+        return self._temperature
+
+    def place(self, threshold: float, temperature: float, limits: Tensor | None = None) -> None:
+        """Set tau and T.
+
+        Args:
+            threshold: tau.
+            temperature: T > 0.
+            limits: `limits_of` both, if gates share it, on the parameter's device.
+        """
+        self._threshold, self._temperature = threshold, temperature
+        if limits is None:
+            limits = limits_of(threshold, temperature, self.parameter.device)
+        self.limits = limits
 
     def forward(self) -> Tensor:
-        # tau in two parts, or a cold gate near it would feel its rounding to float32: 6e-8 / T
-        high = float(np.float32(self.threshold))
-        low = self.threshold - high
-        return torch.sigmoid((self.parameter - high - low) / self.temperature)
+        # a tensor, for compiled code that has numbers in it is compiled again for other numbers
+        high, low, temperature = self.limits.unbind()
+        return torch.sigmoid((self.parameter - high - low) / temperature)
 
     def value(self) -> Tensor:
         score = self.parameter.detach().double()
@@ -55,6 +77,13 @@ class ThresholdGate(Gate):
 
     def kept(self) -> Tensor:
         return self()
+
+
+def limits_of(threshold: float, temperature: float, device: torch.device) -> Tensor:
+    """What a gate subtracts and divides by: tau in two parts, or a cold gate near it would feel its
+    rounding to float32 (6e-8 / T), and T. [3], float32."""
+    high = float(np.float32(threshold))
+    return torch.tensor([high, threshold - high, temperature], device=device)
 
 
 def solve_threshold(

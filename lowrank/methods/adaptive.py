@@ -26,7 +26,7 @@ from lowrank.methods.start import Start, StartKind, gated_start
 from lowrank.prunable import Prunable
 from lowrank.pruned import GatedFactors
 from lowrank.shrinking import Swap, follow
-from lowrank.threshold import ThresholdGate, solve_threshold, tangent_gradients
+from lowrank.threshold import ThresholdGate, limits_of, solve_threshold, tangent_gradients
 
 TEMPERATURES = (0.05, 0.01, 1e-5)
 """At the start, when the target is reached, and at the end, in units of the scores, whose range is
@@ -159,8 +159,12 @@ class ThresholdControl(Control[GatedFactors]):
         scores: dict[str, Tensor] = {n: g.parameter for n, g in self._gates.items()}
         temperature = self.temperature
         threshold = solve_threshold(scores, self.costs, self.target * self._dense, temperature)
+        limits: dict[torch.device, Tensor] = {}
         for gate in self._gates.values():
-            gate.threshold, gate.temperature = threshold, temperature
+            device = gate.parameter.device
+            if device not in limits:
+                limits[device] = limits_of(threshold, temperature, device)
+            gate.place(threshold, temperature, limits[device])
 
     def end_step(self) -> None:
         if self.hardening:
@@ -223,7 +227,7 @@ class ThresholdControl(Control[GatedFactors]):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if "threshold" in state:
             for gate in self._gates.values():
-                gate.threshold = float(state["threshold"])
+                gate.place(float(state["threshold"]), gate.temperature)
         for number, parameter in enumerate(self.score_parameters()):
             prefix = f"scores.{number}."
             found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

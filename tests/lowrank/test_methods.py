@@ -436,7 +436,7 @@ def test_a_stopped_component_is_dropped_for_what_it_was_on_average():
     """Adaptive: the bias takes the mean of what the projection removes."""
     pruner = prune("adaptive")
     layer = pruner.layers["0"]
-    layer.gate.threshold, layer.gate.temperature = 0.5, 0.3
+    layer.gate.place(0.5, 0.3)
     assert ((layer.gate.value() > 0.2) & (layer.gate.value() < 0.8)).all()
     keep = torch.arange(4) < 3
     up, down = layer.up.detach().double(), layer.down.detach().double()

@@ -42,7 +42,7 @@ def solved(scores, costs, allowed, temperature):
     scores = {name: gate.parameter for name, gate in gates.items()}
     threshold = solve_threshold(scores, linear(scores, costs), allowed, temperature)
     for gate in gates.values():
-        gate.threshold, gate.temperature = threshold, temperature
+        gate.place(threshold, temperature)
     return {name: gate.value() for name, gate in gates.items()}
 
 
@@ -175,7 +175,7 @@ def test_untrained_gates_prune_all_layers_alike(share, temperature):
     total = sum(int(name) * cost for name, cost in costs.items())
     threshold = solve_threshold(scores, linear(scores, costs), share * total, temperature)
     for gate in gates:
-        gate.threshold, gate.temperature = threshold, temperature
+        gate.place(threshold, temperature)
         # a midpoint rule for one and the same function, with that many nodes
         size = len(gate.parameter)
         assert float(gate.value().sum()) == pytest.approx(share * size, abs=1)
@@ -249,7 +249,7 @@ def test_gates_that_are_all_saturated_have_neither_gradient_nor_price():
 
 def test_training_evaluation_and_folding_use_the_same_numbers():
     gate = ThresholdGate(6)
-    gate.threshold, gate.temperature = 0.4, 0.1
+    gate.place(0.4, 0.1)
     assert torch.equal(gate.train()(), gate.eval()())
     assert torch.equal(gate.kept(), gate())
     assert gate().dtype == torch.float32
@@ -266,8 +266,7 @@ def test_a_fresh_gate_is_open():
 def test_a_cold_gate_at_the_threshold_is_what_is_folded_in():
     """A threshold rounded to float32 would move it by up to 3e-8 / T / 4, here 7e-4."""
     gate = ThresholdGate(64)
-    gate.temperature = 1e-5
     middle = float(gate.parameter.detach()[20])
     for offset in torch.linspace(-3e-5, 3e-5, 41, dtype=torch.float64).tolist():
-        gate.threshold = middle + offset
+        gate.place(middle + offset, 1e-5)
         assert torch.allclose(gate().double(), gate.value(), rtol=0, atol=1e-6)

@@ -449,7 +449,7 @@ def test_the_multiplier_is_what_a_little_more_density_would_save():
                 before, linear(before, dict.fromkeys(before, 48.0)), allowed, temperature
             )
             for gate in run.gates.values():
-                gate.threshold = threshold
+                gate.place(threshold, temperature)
             losses.append(float(run.loss(x)))
     assert found == pytest.approx((losses[1] - losses[0]) / (2 * step), rel=0.02)
     assert found > 0
