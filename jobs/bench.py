@@ -68,13 +68,13 @@ def bench(request: Request) -> int:
     """Measure, show, and write what was asked for."""
     import torch
 
-    from lowrank.benchmark.forms import USUAL
+    from lowrank.benchmark.forms import COMPILED, USUAL
     from lowrank.benchmark.harness import Options, run_benchmark
     from lowrank.benchmark.results import save
     from lowrank.benchmark.tables import all_tables, page
 
     shapes = shapes_of(request.shape, request.batch, request.length)
-    forms = [*(request.form or USUAL), *(["compiled"] if request.compile else [])]
+    forms = [*(request.form or USUAL), *(COMPILED if request.compile else [])]
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
     options = Options(
         shapes=shapes,

@@ -61,11 +61,11 @@ Forms = Annotated[
     list[str] | None,
     typer.Option(
         "--form",
-        help="Besides eager: folded, int8, onnx, compiled. By default folded and int8.",
+        help="Besides eager: folded, int8, onnx, compiled, frozen. By default folded and int8.",
         show_default=False,
     ),
 ]
-Compile = Annotated[bool, typer.Option("--compile", help="Also through torch.compile.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Also compiled and frozen.")]
 Repeats = Annotated[int, typer.Option(help="Interleaved rounds, at least 7.")]
 Threads = Annotated[int | None, typer.Option(help="By default all cores of this process.", min=1)]
 DtypeOption = Annotated[

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowrank.bench import Ratio, check_repeats, paired_ratio, synchronizer, time_rounds
-from lowrank.benchmark.forms import FORMS, Form, Unavailable, check_forms
+from lowrank.benchmark.forms import COMPILED, FORMS, Form, Unavailable, check_forms
 from lowrank.benchmark.phases import Work, call_of, device_of, make_inputs
 from lowrank.benchmark.subjects import Subject
 from lowrank.counting import count_macs
@@ -70,7 +70,7 @@ def measure_cell(
 
     Returns:
         The work, multiply-accumulates per token of both models, a row per form (`Row.to_json`),
-        and the better of eager and compiled on both sides.
+        and the best of eager and compiled on both sides.
     """
     check_repeats(repeats)
     # shapes of another cell would count as recompilations of the same code, of which few are made
@@ -172,10 +172,10 @@ def _macs(model: Any, work: Work, seed: int) -> float:
 def _best(
     seconds: dict[tuple[Side, str], list[float]], promised: float, seed: int
 ) -> dict[str, Any]:
-    """The better of eager and compiled for both models, against each other."""
+    """The best of eager and compiled for both models, against each other."""
     chosen = {}
     for side in ("dense", "compressed"):
-        known = [form for form in ("eager", "compiled") if (side, form) in seconds]
+        known = [form for form in ("eager", *COMPILED) if (side, form) in seconds]
         chosen[side] = min(known, key=lambda form: median(seconds[side, form]))
     ratio = paired_ratio(
         seconds["dense", chosen["dense"]], seconds["compressed", chosen["compressed"]], seed

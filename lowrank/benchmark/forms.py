@@ -74,6 +74,12 @@ def compiled(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
     return torch.compile(model, dynamic=False)
 
 
+def frozen(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
+    """torch.compile with the weights as constants, packed for the processor's products, and without
+    Python between the kernels. Weights that change later do not change its answers."""
+    return torch.compile(model, dynamic=False, options={"freezing": True, "cpp_wrapper": True})
+
+
 def onnx(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
     """ONNX Runtime on the CPU. A prompt's pass computes the logits of every position."""
     from lowrank.onnx import GRAPH, check_installed, save_onnx
@@ -113,6 +119,7 @@ def _device(model: nn.Module) -> torch.device:
 FORMS: dict[str, Form] = {
     "eager": Form(eager),
     "compiled": Form(compiled, static_cache=True),
+    "frozen": Form(frozen, static_cache=True),
     "folded": Form(folded, dense=False, same_arithmetic=False),
     "int8": Form(int8, same_arithmetic=False),
     "onnx": Form(onnx, decodes=False),
@@ -120,6 +127,7 @@ FORMS: dict[str, Form] = {
 """In the order of the tables. `eager` is what others are compared with."""
 USUAL = ("eager", "folded", "int8")
 """Compilation takes minutes and a C++ compiler, so it is for those who ask."""
+COMPILED = ("compiled", "frozen")
 
 
 def check_forms(names: Mapping[str, object] | list[str] | tuple[str, ...]) -> list[str]:

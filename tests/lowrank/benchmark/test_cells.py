@@ -6,7 +6,7 @@ import torch
 from lowrank import LowRankError, bench
 from lowrank.benchmark import cells, forms
 from lowrank.benchmark.cells import measure_cell
-from lowrank.benchmark.forms import FORMS, Form, Unavailable
+from lowrank.benchmark.forms import COMPILED, FORMS, Form, Unavailable
 from lowrank.benchmark.phases import Work
 from lowrank.counting import macs_per_token
 from lowrank.density import LayerShape
@@ -114,12 +114,13 @@ def test_a_form_of_ones_own_is_timed_like_the_others(monkeypatch):
     assert rows["compressed", "traced"]["deviation"] == 0
 
 
-def test_the_better_of_eager_and_compiled_stands_for_each_side(monkeypatch):
-    times = {("dense", "eager"): 4.0, ("dense", "compiled"): 3.0}
+def test_the_best_of_eager_and_compiled_stands_for_each_side():
+    times = {("dense", "eager"): 4.0, ("dense", "compiled"): 3.5, ("dense", "frozen"): 3.0}
     times |= {("compressed", "eager"): 1.0, ("compressed", "compiled"): 2.0}
+    times |= {("dense", "onnx"): 0.1, ("compressed", "int8"): 0.1}
     samples = {key: [value] * 7 for key, value in times.items()}
     best = cells._best(samples, promised=4.0, seed=0)
-    assert (best["dense"], best["compressed"]) == ("compiled", "eager")
+    assert (best["dense"], best["compressed"]) == ("frozen", "eager")
     assert best["speedup"] == {"median": 3.0, "low": 3.0, "high": 3.0}
     assert best["attained"] == 0.75
     assert best["is_faster"]
@@ -134,9 +135,8 @@ def test_few_repeats_are_refused_before_anything_runs():
 @pytest.mark.parametrize("work", [FORWARD, DECODE])
 def test_compiled_forms_compute_the_same(work):
     subject = tiny_encoder() if work is FORWARD else tiny_decoder()
-    rows = rows_of(measure_cell(subject, work, ["compiled"], repeats=7))
-    for side in ("dense", "compressed"):
-        row = rows[side, "compiled"]
+    rows = rows_of(measure_cell(subject, work, COMPILED, repeats=7))
+    for row in (rows[side, form] for side in ("dense", "compressed") for form in COMPILED):
         assert row["reason"] == ""
         assert len(row["samples_ms"]) == 7
         assert row["deviation"] < 1e-5
