@@ -14,8 +14,8 @@ from statistics import median
 
 import torch
 
-from lowrank.bench import fingerprint, num_threads, time_rounds
 from lowrank.linear import LowRankLinear
+from lowrank.timing import fingerprint, num_threads, time_rounds
 
 SHAPES = [(384, 384), (384, 1536), (768, 768), (768, 3072)]
 RANKS = (61, 64, 72, 80, 88, 93, 96, 97, 104, 112, 115, 120, 128)

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 
 from lowrank import FixedRank, Pruner, collect_moments, find_layers, replace_layers
-from lowrank.bench import check_repeats, num_threads, paired_ratio, time_rounds
 from lowrank.benchmark.environment import environment
 from lowrank.benchmark.results import save
 from lowrank.benchmark.subjects import HEADS, uniform_rank
@@ -37,6 +36,7 @@ from lowrank.counting import count_macs, num_parameters
 from lowrank.errors import LowRankError
 from lowrank.int8 import num_int8_bytes, quantize_int8
 from lowrank.linear import layer_shape
+from lowrank.timing import check_repeats, num_threads, paired_ratio, time_rounds
 
 CALIBRATION_BATCHES = 8
 Inputs = dict[str, Tensor]

@@ -20,9 +20,9 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from lowrank import Adaptive, FlopL0, Pruner
-from lowrank.bench import fingerprint, num_threads, quartiles
 from lowrank.moments import collect_moments
 from lowrank.surgery import find_layers
+from lowrank.timing import fingerprint, num_threads, quartiles
 
 INCLUDE = ["*encoder.layer*"]
 Step = tuple[str, Callable[[], None]]

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.alignment import HARDWARE_MULTIPLE
-from lowrank.bench import time_rounds
 from lowrank.currency import TableCost
 from lowrank.density import LayerShape
 from lowrank.linear import LowRankLinear, layer_shape
+from lowrank.timing import time_rounds
 
 GRID_POINTS = 12
 """Measured ranks per shape; between them the table is interpolated."""

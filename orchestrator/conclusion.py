@@ -107,7 +107,7 @@ def hardware(available: dict[str, Any]) -> dict[str, Any]:
     """The driver's machine, and what the cluster has in all; no names."""
     import torch
 
-    from lowrank.bench import fingerprint
+    from lowrank.timing import fingerprint
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return fingerprint(device, torch.float32) | {

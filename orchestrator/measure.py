@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from lowrank.bench import Pair, fingerprint, forward_pair, num_threads, quartiles
 from lowrank.errors import LowRankError
 from lowrank.hf import load_pretrained
 from lowrank.int8 import num_int8_bytes, quantize_int8
+from lowrank.timing import Pair, fingerprint, forward_pair, num_threads, quartiles
 from orchestrator.data.prepare import PreparedData
 from orchestrator.records import Int8, Speed
 from orchestrator.spec import AnyTask, MeasureSpec

@@ -34,7 +34,7 @@ def modules_after(statement: str) -> set[str]:
     [
         "import lowrank",
         "import lowrank.benchmark.harness, lowrank.benchmark.tables",
-        "import lowrank.bench, lowrank.counting, lowrank.hf, lowrank.metrics, lowrank.schedule",
+        "import lowrank.timing, lowrank.counting, lowrank.hf, lowrank.metrics, lowrank.schedule",
     ],
 )
 def test_importing_the_library_loads_nothing_heavy(statement):

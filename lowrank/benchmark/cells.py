@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lowrank.bench import Ratio, check_repeats, paired_ratio, synchronizer, time_rounds
 from lowrank.benchmark.forms import COMPILED, FORMS, Form, Unavailable, check_forms
 from lowrank.benchmark.phases import Work, call_of, device_of, make_inputs
 from lowrank.benchmark.subjects import Subject
 from lowrank.counting import count_macs
+from lowrank.timing import Ratio, check_repeats, paired_ratio, synchronizer, time_rounds
 
 Side = Literal["dense", "compressed"]
 Call = Callable[[], object]

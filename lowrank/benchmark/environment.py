@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lowrank.bench import fingerprint
+from lowrank.timing import fingerprint
 
 PACKAGES = ("transformers", "numpy", "onnxruntime")
 """Whose code runs, or makes what is run."""
@@ -18,7 +18,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """The fingerprint of `lowrank.bench` and what a whole run adds to it; flat, JSON."""
+    """The fingerprint of `lowrank.timing` and what a whole run adds to it; flat, JSON."""
     found = fingerprint(device, dtype)
     found["instructions"] = torch.backends.cpu.get_cpu_capability()
     if device.type == "cuda":

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from lowrank.bench import check_repeats, num_threads
 from lowrank.benchmark.cells import measure_cell
 from lowrank.benchmark.environment import environment
 from lowrank.benchmark.forms import USUAL, check_forms
@@ -20,6 +19,7 @@ from lowrank.benchmark.results import SCHEMA_VERSION
 from lowrank.benchmark.subjects import Subject
 from lowrank.errors import LowRankError
 from lowrank.latency import REPEATS
+from lowrank.timing import check_repeats, num_threads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.bench import check_repeats, paired_ratio, synchronizer, time_rounds
 from lowrank.benchmark.phases import Work, call_of, device_of, make_inputs
 from lowrank.benchmark.subjects import Subject
 from lowrank.counting import count_macs
 from lowrank.embedding import LowRankEmbedding
 from lowrank.forms import described_layers
 from lowrank.probe import watching
+from lowrank.timing import check_repeats, paired_ratio, synchronizer, time_rounds
 
 Key = tuple[str, ...]
 

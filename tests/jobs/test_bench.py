@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from jobs.__main__ import app
 from jobs.bench import UsageError, shapes_of
-from lowrank import bench
+from lowrank import timing
 from lowrank.benchmark.results import read, save
 from lowrank.hf import save_pretrained
 from tests.lowrank import tiny_bert, tiny_gpt2
@@ -24,7 +24,7 @@ SMALL = ["--repeats", "7", "--no-resources", "--threads", "1", "--device", "cpu"
 
 @pytest.fixture(autouse=True)
 def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "MIN_SAMPLE_S", 0.0)
+    monkeypatch.setattr(timing, "MIN_SAMPLE_S", 0.0)
 
 
 def call(*words: object) -> Result:

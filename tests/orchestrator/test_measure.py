@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank.bench import Pair
 from lowrank.hf import load_pretrained
 from lowrank.int8 import num_int8_bytes, quantize_int8
+from lowrank.timing import Pair
 from orchestrator.measure import measure_int8, measure_speed, to_speed
 from orchestrator.records import Speed
 from orchestrator.spec import MeasureSpec

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowrank import LowRankError, bench
+from lowrank import LowRankError, timing
 from lowrank.benchmark import cells, forms
 from lowrank.benchmark.cells import measure_cell
 from lowrank.benchmark.forms import COMPILED, FORMS, Form, Unavailable
@@ -19,7 +19,7 @@ FORWARD, DECODE = Work("forward", 2, 8), Work("decode", 2, 5, 4)
 @pytest.fixture(autouse=True)
 def short_samples(monkeypatch):
     """One call per sample: no time is looked at here."""
-    monkeypatch.setattr(bench, "MIN_SAMPLE_S", 0.0)
+    monkeypatch.setattr(timing, "MIN_SAMPLE_S", 0.0)
 
 
 def rows_of(cell):

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from lowrank.bench import fingerprint
 from lowrank.benchmark.environment import differences, driver_version, environment
+from lowrank.timing import fingerprint
 
 TOLD = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n"
 OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build\n"

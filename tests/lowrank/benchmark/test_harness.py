@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lowrank import LowRankError, bench
+from lowrank import LowRankError, timing
 from lowrank.benchmark.harness import Options, run_benchmark
 from lowrank.benchmark.results import read, save
 from lowrank.benchmark.subjects import Subject
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def short_samples(monkeypatch):
-    monkeypatch.setattr(bench, "MIN_SAMPLE_S", 0.0)
+    monkeypatch.setattr(timing, "MIN_SAMPLE_S", 0.0)
 
 
 def options(**fields):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from lowrank import HeadsFfn, NeuronL0, Pruner, bench
+from lowrank import HeadsFfn, NeuronL0, Pruner, timing
 from lowrank.benchmark.layers import measure_layers, with_rest
 from lowrank.benchmark.phases import Work
 from lowrank.benchmark.subjects import HEADS, Subject
@@ -13,7 +13,7 @@ from tests.lowrank.benchmark import tiny_decoder, tiny_encoder
 
 @pytest.fixture(autouse=True)
 def short_samples(monkeypatch):
-    monkeypatch.setattr(bench, "MIN_SAMPLE_S", 0.0)
+    monkeypatch.setattr(timing, "MIN_SAMPLE_S", 0.0)
 
 
 def test_every_distinct_layer_is_timed_once_and_counted():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank import LowRankError, bench
-from lowrank.bench import (
+from lowrank import LowRankError, timing
+from lowrank.timing import (
     Pair,
     bootstrap_interval,
     check_repeats,
@@ -27,7 +27,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now, self.log = 0.0, []
-        monkeypatch.setattr(bench.time, "perf_counter", self.read)
+        monkeypatch.setattr(timing.time, "perf_counter", self.read)
 
     def read(self):
         self.log.append("read")
@@ -147,7 +147,7 @@ def test_threads_are_set_within_the_block_and_restored():
 
 
 def test_by_default_all_cores_of_the_process_are_used(monkeypatch):
-    monkeypatch.setattr(bench.os, "sched_getaffinity", lambda _: {0, 3, 5})
+    monkeypatch.setattr(timing.os, "sched_getaffinity", lambda _: {0, 3, 5})
     before = torch.get_num_threads()
     with num_threads(None) as count:
         assert count == torch.get_num_threads() == 3
