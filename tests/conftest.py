@@ -1,0 +1,18 @@
+"""How several processes share the tests (`make test`: pytest-xdist)."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file stays together, for its fixtures. So do tests that start a cluster, for one cluster
+    fills the machine; they come first, for they take longest."""
+    for item in items:
+        group = "ray" if _starts_cluster(item) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: not _starts_cluster(item))
+
+
+def _starts_cluster(item: pytest.Item) -> bool:
+    return item.get_closest_marker("ray") is not None
