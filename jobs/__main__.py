@@ -6,6 +6,7 @@ Only what help needs is imported here: torch, ray and mlflow come in when a comm
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -56,6 +57,23 @@ app = typer.Typer(
 )
 
 
+def _show_versions(wanted: bool) -> None:
+    """What a bug report needs: this package and what it stands on."""
+    if wanted:
+        for name in ("lowrank-orchestrator", "torch", "transformers", "ray", "mlflow"):
+            typer.echo(f"{name} {version(name)}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_versions, is_eager=True, help="Show versions."),
+    ] = False,
+) -> None: ...
+
+
 @app.command()
 def validate(spec: SpecArgument, set_: SetOption) -> None:
     """Read a spec, explain every mistake, and list the trials it would run."""
@@ -104,14 +122,17 @@ def results(
             help="The page, such as docs/results/NAME.md; its plots go to docs/results/NAME/.",
         ),
     ],
-    task: TaskOption = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="One task of the spec; by default all.")
+    ] = None,
 ) -> None:
-    """Write a results page of one task from MLflow's records: methods compared, with plots.
+    """Write a results page from MLflow's records: methods compared, with plots.
 
     Tables of quality, paired differences, cost, tuning and gates, and the plots that go with
-    them. The campaign need not be finished (the page says what is missing), and its folder may be
-    gone: MLflow is all that is read. Give the options of `lowrank run` again, for the spec decides
-    which runs belong to the page.
+    them; of several tasks first a table of all, then a chapter for each. The campaign need not be
+    finished (the page says what is missing), and its folder may be gone: MLflow is all that is
+    read. Give the options of `lowrank run` again, for the spec decides which runs belong to the
+    page.
 
     Text between the lines <!-- notes --> and <!-- /notes --> of the page is yours: it stays when
     the page is written again. A file without such a block is never replaced.

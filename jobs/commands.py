@@ -83,21 +83,37 @@ def results(path: Path, overrides: Sequence[str], task_name: str | None, out: Pa
     """A page in Markdown with its plots, from the records in MLflow."""
     from datetime import UTC, datetime
 
-    from orchestrator.results import Asked, read_notes, read_results, write_results
+    from orchestrator.results import (
+        Asked,
+        NotStartedError,
+        read_notes,
+        read_results,
+        write_results,
+    )
     from orchestrator.tracking import default_tracking_uri
     from orchestrator.tracking_read import RunReader
 
     spec = load_spec(path, overrides)
-    task = _task(spec, task_name)
+    tasks = [_task(spec, task_name)] if task_name else spec.tasks
     if out.suffix != ".md":
         raise CampaignError(f"--out must name a file that ends in .md, got {out}")
     read_notes(out)  # a file that may not be replaced is told of before the records are read
     reader = RunReader(spec.tracking.uri or default_tracking_uri(spec.storage), spec.name)
-    found = read_results(reader, spec, task)
+    found, reasons = [], []
+    for task in tasks:
+        try:
+            found.append(read_results(reader, spec, task))
+        except NotStartedError as error:
+            reasons.append(str(error))
+    if not found:
+        raise CampaignError("; ".join(reasons))
     asked = Asked(spec=path, overrides=overrides, task=task_name, out=out)
     page = write_results(found, asked, datetime.now(UTC).date())
-    missing = len(found.missing) + found.to_come
-    say(f"{page}: {len(found.finished)} trials, {missing} missing")
+    for reason in reasons:
+        say(f"left out: {reason}")
+    for each in found:
+        missing = len(each.missing) + each.to_come
+        say(f"{page}: {each.task.name}: {len(each.finished)} trials, {missing} missing")
     return 0
 
 

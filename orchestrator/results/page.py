@@ -1,4 +1,4 @@
-"""A results page: Markdown and plots of one task of a campaign, from MLflow's records alone."""
+"""A results page: Markdown and plots of a campaign, from MLflow's records alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from orchestrator.results.read import Results
 from orchestrator.results.setting import failed_and_missing, setting
 from orchestrator.results.tables import cost, paired, quality
 from orchestrator.results.text import Pictures
+from orchestrator.results.together import together
 from orchestrator.results.training import curves, gates, ranks, tuning
 from orchestrator.wording import without_places
 
@@ -66,8 +67,9 @@ class Asked:
         return shlex.join([*words, "--out", _near(self.out)])
 
 
-def write_results(results: Results, asked: Asked, today: date) -> Path:
-    """Write the page to `asked.out`, and its plots into the folder of that name beside it.
+def write_results(tasks: Sequence[Results], asked: Asked, today: date) -> Path:
+    """Write the page to `asked.out`, and its plots into the folder of that name beside it; those
+    of several tasks into a folder for each.
 
     Raises:
         CampaignError: The file is there and is not a page of this command.
@@ -76,10 +78,8 @@ def write_results(results: Results, asked: Asked, today: date) -> Path:
     out = asked.out
     notes = read_notes(out)
     try:
-        drawn = write_plots(results, out.with_suffix(""))
-        folder = quote(out.stem)
-        pictures = {name: f"![{words}]({folder}/{name}.png)" for name, words in drawn.items()}
-        page = render(results, asked, today, notes, pictures)
+        pictures = [_drawn(task, out, apart=len(tasks) > 1) for task in tasks]
+        page = render(tasks, asked, today, notes, pictures)
         temporary = out.with_name(out.name + ".tmp")
         temporary.write_text(page, encoding="utf-8")
         temporary.replace(out)
@@ -88,25 +88,48 @@ def write_results(results: Results, asked: Asked, today: date) -> Path:
     return out
 
 
-def render(results: Results, asked: Asked, today: date, notes: str, pictures: Pictures) -> str:
+def _drawn(results: Results, out: Path, apart: bool) -> Pictures:
+    """The plots of a task, in a folder of its own if there are several."""
+    folder = out.with_suffix("")
+    if apart:
+        folder /= results.task.name
+    drawn = write_plots(results, folder)
+    place = quote(folder.relative_to(out.parent).as_posix())
+    return {name: f"![{words}]({place}/{name}.png)" for name, words in drawn.items()}
+
+
+def render(
+    tasks: Sequence[Results],
+    asked: Asked,
+    today: date,
+    notes: str,
+    pictures: Sequence[Pictures],
+) -> str:
     """The page: title, notes, and every section that has something to show.
 
     Args:
-        results: What the records say.
+        tasks: What the records say of each. Several get a chapter each, after a table of all.
         asked: The command.
         today: Date of the page.
         notes: The block of a person, with its marks.
-        pictures: From the name of a plot to its Markdown.
+        pictures: Of each task, from the name of a plot to its Markdown.
     """
+    several = len(tasks) > 1
+    name = tasks[0].spec.name if several else tasks[0].task.name
     blocks = [
-        f"# {results.task.name}: methods compared",
+        f"# {name}: methods compared",
         f"{today}. Written from MLflow's records by\n\n    {asked.results}\n\n"
         f"The campaign was run by\n\n    {asked.run}",
         notes,
     ]
-    for title, section in SECTIONS:
-        if parts := section(results, pictures):
-            blocks += [f"## {title}", *parts]
+    if several:
+        blocks += ["## All tasks", *together(tasks)]
+    for results, shown in zip(tasks, pictures, strict=True):
+        if several:
+            blocks.append(f"## {results.task.name}")
+        for title, section in SECTIONS:
+            if parts := section(results, shown):
+                blocks += [f"##{'#' * several} {title}", *parts]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -16,6 +16,10 @@ from orchestrator.tracking import flat
 from orchestrator.tracking_read import LoggedRun, RunReader
 
 
+class NotStartedError(CampaignError):
+    """A task has no finished dense reference, so there is nothing to compare."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """What is known of one task of a campaign, finished or not."""
@@ -89,14 +93,14 @@ def read_results(reader: RunReader, spec: CampaignSpec, task: AnyTask) -> Result
     it has the same method name, seed and data, and the same settings as far as both have them.
 
     Raises:
-        CampaignError: Not even the dense reference is finished.
+        NotStartedError: Not even the dense reference is finished.
     """
     every = reader.runs()
     runs = [run for run in every if run.params.get("task") == task.name]
     dense_run = _dense_run(spec, task, runs)
     dense = reader.record(dense_run) if dense_run else None
     if dense_run is None or dense is None:
-        raise CampaignError(
+        raise NotStartedError(
             f"the dense reference of task {task.name!r} is not finished in MLflow's experiment "
             f"{spec.name!r}: there is nothing to compare yet"
         )

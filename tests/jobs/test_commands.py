@@ -204,10 +204,16 @@ class TestResults:
         writer.end("FINISHED")
         result = lowrank(*words, *storage)
         assert result.exit_code == 0, result.stderr
-        assert result.stdout == "docs/page.md: 0 trials, 4 missing\n"
+        assert result.stdout == "docs/page.md: letters: 0 trials, 4 missing\n"
         page = Path("docs/page.md").read_text()
         assert "lowrank results spec.yaml --task letters --out docs/page.md" in page
         assert str(tmp_path) not in page
+
+        # without --task, the tasks that have begun
+        result = lowrank("results", tmp_path / "spec.yaml", "--out", "docs/all.md", *storage)
+        assert result.exit_code == 0, result.stderr
+        assert "the dense reference of task 'moods' is not finished" in result.stdout
+        assert "docs/all.md: letters: 0 trials, 4 missing\n" in result.stdout
 
 
 class TestCompress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,15 @@ def test_every_command_explains_itself(command: str):
 
 def test_these_are_all_commands():
     assert [command.callback.__name__ for command in app.registered_commands] == COMMANDS
+
+
+def test_versions_are_shown_without_importing_what_they_are_of():
+    result = run("--version")
+    assert result.returncode == 0
+    lines = dict(line.split() for line in result.stdout.splitlines())
+    assert lines["lowrank-orchestrator"] == version("lowrank-orchestrator")
+    assert lines["torch"] == version("torch")
+    assert HEAVY.isdisjoint(result.stderr.split())
 
 
 def test_nothing_asked_shows_the_help():

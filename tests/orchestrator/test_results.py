@@ -57,7 +57,7 @@ def asked(out: Path, spec: str = "jobs/specs/compare.yaml", *overrides: str) -> 
 
 def write(results: Results, folder: Path) -> str:
     folder.mkdir(exist_ok=True)
-    return write_results(results, asked(folder / "page.md"), TODAY).read_text()
+    return write_results([results], asked(folder / "page.md"), TODAY).read_text()
 
 
 @pytest.fixture
@@ -547,7 +547,7 @@ class TestPage:
     def test_a_folder_that_cannot_be_made(self, reader: FakeReader, tmp_path: Path):
         (tmp_path / "file").write_text("")
         with pytest.raises(StorageError, match="is a file, not a folder"):
-            write_results(read(reader), asked(tmp_path / "file" / "page.md"), TODAY)
+            write_results([read(reader)], asked(tmp_path / "file" / "page.md"), TODAY)
 
 
 class TestPieces:
