@@ -161,10 +161,13 @@ class _Method:
     name: str
     compared: bool
     """Whether the name is of `search.methods`, and with it part of keys, names and the stream."""
-    changes: dict[str, Any]
+    given: ComparedMethod
+    """What `search.methods` says of it."""
     fields: dict[str, Distribution | list[Any]]
-    num_draws: int
-    num_repeats: int
+
+    @property
+    def num_draws(self) -> int:
+        return self.given.trials_per_density or self.spec.search.trials_per_density
 
     @property
     def tuned(self) -> list[float]:
@@ -206,12 +209,12 @@ class _Method:
         search = self.spec.search
         densities = [best.method.density] if search.tune_at is None else search.density
         for density in densities:
-            for repeat in range(self.num_repeats):
+            for repeat in range(search.repeats_of(self.given, density)):
                 if (density, repeat) != (best.method.density, 0):
                     yield self.plan(best.searched | {"density": density}, repeat)
 
     def plan(self, searched: dict[str, Any], repeat: int = 0) -> TrialPlan:
-        method = self.spec.method_of(self.task, self.changes, **searched)
+        method = self.spec.method_of(self.task, self.given.changes, **searched)
         seed, label = self.spec.seed + repeat, self.name if self.compared else ""
         words = [label, _name(searched), f"seed={seed}" if repeat else ""]
         return TrialPlan(
@@ -236,10 +239,8 @@ def _methods(spec: CampaignSpec, task: AnyTask, data_hash: str) -> Iterator[_Met
             data_hash=data_hash,
             name=name,
             compared=bool(search.methods),
-            changes=method.changes,
+            given=method,
             fields=search.shared_fields(method, kind) | method.searched,
-            num_draws=method.trials_per_density or search.trials_per_density,
-            num_repeats=method.repeats or search.repeats,
         )
 
 

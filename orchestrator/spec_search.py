@@ -147,6 +147,8 @@ class SearchSpec(Block):
     repeats: _Repeats = 1
     """Runs of each density's best draw, itself included: the others have the seeds that follow
     the campaign's, and share its dense reference."""
+    repeats_at: list[Density] | None = Field(default=None, min_length=1)
+    """Some of `density`: the others have one run each. By default all are repeated."""
     methods: dict[Name, ComparedMethod] = Field(default_factory=dict)
     """Methods to compare, by name; by default one, `method` itself."""
     fields: dict[str, Choice] = Field(default_factory=dict)
@@ -175,10 +177,23 @@ class SearchSpec(Block):
 
     @model_validator(mode="after")
     def _tuned_where_it_runs(self) -> SearchSpec:
+        errors = []
         if self.tune_at is not None and self.tune_at not in self.density:
             message = f"must be one of search.density {self.density}, got {self.tune_at}"
-            raise PlacedErrors([rule(("tune_at",), message)], SearchSpec)
+            errors.append(rule(("tune_at",), message))
+        unknown = [density for density in self.repeats_at or () if density not in self.density]
+        if unknown:
+            message = f"must be some of search.density {self.density}, got {unknown[0]}"
+            errors.append(rule(("repeats_at",), message))
+        if errors:
+            raise PlacedErrors(errors, SearchSpec)
         return self
+
+    def repeats_of(self, compared: ComparedMethod, density: float) -> int:
+        """Runs of a method's best draw at a density, itself included."""
+        if self.repeats_at is not None and density not in self.repeats_at:
+            return 1
+        return compared.repeats or self.repeats
 
     def shared_fields(
         self, compared: ComparedMethod, kind: str

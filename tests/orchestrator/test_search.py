@@ -316,6 +316,17 @@ def test_the_winner_of_one_density_goes_to_all():
     assert len({p.name for p in ran.plans}) == len(ran.plans)
 
 
+def test_only_some_densities_may_be_repeated():
+    everywhere = run(spec_with(search=TUNED | {"repeats": 3}))
+    ran = run(spec_with(search=TUNED | {"repeats": 3, "repeats_at": [0.3]}))
+    _, rest = ran.rounds
+    assert [(p.method.density, p.repeat) for p in rest] == [(0.5, 0), (0.3, 1), (0.3, 2), (0.1, 0)]
+    # the same trials, only fewer: a campaign that is extended keeps what it has
+    assert {p.key for p in ran.plans} < {p.key for p in everywhere.plans}
+    untuned = search(density=[0.5, 0.3], repeats=2, repeats_at=[0.5], methods={"a": {}})
+    assert [p.method.density for p in run(spec_with(search=untuned)).rounds[1]] == [0.5]
+
+
 def test_each_method_draws_for_itself_under_its_own_name():
     spec = spec_with(search=search(trials_per_density=2, methods=TWO) | DRAWN)
     near, far = plans(spec)[:2], plans(spec)[2:]

@@ -281,6 +281,10 @@ BROKEN = [
         VALID + "  tune_at: 0.4\n",
         ":18: search.tune_at: must be one of search.density [0.5, 0.3], got 0.4",
     ),
+    (
+        VALID + "  repeats_at: [0.5, 0.4]\n",
+        ":18: search.repeats_at: must be some of search.density [0.5, 0.3], got 0.4",
+    ),
     # measurement, selection, promotion
     (VALID + "measure: {batch: [0]}\n", ":18: measure.batch[0]: must be >= 1, got 0"),
     (VALID + "measure: {repeats: 3}\n", ":18: measure.repeats: must be >= 7, got 3"),
