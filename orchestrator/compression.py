@@ -18,14 +18,18 @@ from orchestrator.export_model import Trained
 from orchestrator.job import Job
 from orchestrator.methods import make_currency, make_method
 from orchestrator.model_check import check_pass
+from orchestrator.resume import Keeper
+from orchestrator.stretch import Recorder, Stretch
 from orchestrator.tasks import Distillation, TrainingTask
-from orchestrator.training import Recorder, Stretch, evaluate, train, weight_groups
+from orchestrator.training import evaluate, train, weight_groups
 from orchestrator.workers import Workers
 
 logger = logging.getLogger(__name__)
 
 
-def compress(job: Job, task: TrainingTask, workers: Workers, recorder: Recorder) -> Trained:
+def compress(
+    job: Job, task: TrainingTask, workers: Workers, recorder: Recorder, keeper: Keeper
+) -> Trained:
     """Insert the method's layers into the dense reference, choose the structure, recover.
 
     Raises:
@@ -40,20 +44,10 @@ def compress(job: Job, task: TrainingTask, workers: Workers, recorder: Recorder)
     pruner = _make_pruner(job, model, task, workers)
     pruner.project()  # a density that not even the floors meet must not cost a training run either
     check_pass(pruner.model, task)  # some models look into their layers, and find gates
-    gated = make_stretch(
-        job,
-        distillation,
-        0,
-        method.gated_steps,
-        pruner=pruner,
-        schedule_steps=method.steps,
-    )
-    groups = pruner.parameter_groups(method.gated_learning_rate, job.task_spec.dense.weight_decay)
-    train(pruner.model, groups, task, workers, gated, recorder)
-
-    projection, measured = _project(pruner, task, workers)
-    small = pruner.finish(projection)
-    measured["validation_after"] = evaluate(small, task, workers, "validation")[task.metric.name]
+    keeper.restructure(pruner)
+    if not pruner.finished:
+        keeper.facts = _choose(job, pruner, task, workers, recorder, keeper, distillation)
+    small = pruner.model
     finetune = make_stretch(
         job,
         distillation,
@@ -64,13 +58,43 @@ def compress(job: Job, task: TrainingTask, workers: Workers, recorder: Recorder)
         phase="finetune",
     )
     groups = weight_groups(small, method.finetune_learning_rate, job.task_spec.dense.weight_decay)
-    train(small, groups, task, workers, finetune, recorder)
+    train(small, groups, task, workers, finetune, recorder, keeper)
     return Trained(
         model=small,
         prunable=list(pruner.shapes),
-        projection=measured,
-        ranks=_ranks(pruner, projection),
+        **keeper.facts,
     )
+
+
+def _choose(
+    job: Job,
+    pruner: Pruner,
+    task: TrainingTask,
+    workers: Workers,
+    recorder: Recorder,
+    keeper: Keeper,
+    distillation: Distillation | None,
+) -> dict[str, Any]:
+    """Gated training and projection: afterwards the pruner's model is small.
+
+    Returns:
+        What is known of the projection: fields of `Trained`, JSON.
+    """
+    method = job.method_spec
+    gated = make_stretch(
+        job,
+        distillation,
+        0,
+        method.gated_steps,
+        pruner=pruner,
+        schedule_steps=method.steps,
+    )
+    groups = pruner.parameter_groups(method.gated_learning_rate, job.task_spec.dense.weight_decay)
+    train(pruner.model, groups, task, workers, gated, recorder, keeper)
+    projection, measured = _project(pruner, task, workers)
+    small = pruner.finish(projection)
+    measured["validation_after"] = evaluate(small, task, workers, "validation")[task.metric.name]
+    return {"projection": measured, "ranks": _ranks(pruner, projection)}
 
 
 def make_distillation(job: Job, workers: Workers) -> Distillation | None:

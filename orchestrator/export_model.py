@@ -20,8 +20,9 @@ from orchestrator.job import Job
 from orchestrator.models import auto_class_of
 from orchestrator.records import RECORD, Densities, ModelRecord, Size
 from orchestrator.spec import MethodSpec
+from orchestrator.stretch import Recorder
 from orchestrator.tasks import TrainingTask
-from orchestrator.training import Recorder, evaluate
+from orchestrator.training import evaluate
 from orchestrator.workers import Workers
 
 

@@ -24,6 +24,8 @@ class Job:
     seed: int
     dense: str | None = None
     """Folder of the exported dense reference; None makes this a dense job."""
+    snapshots: str | None = None
+    """Folder for training states, on storage that all workers see; None keeps none."""
 
     @property
     def task_spec(self) -> AnyTask:

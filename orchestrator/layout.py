@@ -24,6 +24,7 @@ class Layout:
       CAMPAIGN/
         spec.yaml, result.json, report.html
         models/KEY/                    exported model and its record.json
+        snapshots/KEY/                 states of a training that is not finished, to go on from
         train/, tune/                  Ray's own state: needed only while trials run
     """
 
@@ -64,6 +65,9 @@ class Layout:
 
     def model(self, key: str) -> Path:
         return self.root / "models" / key
+
+    def snapshots(self, key: str) -> Path:
+        return self.root / "snapshots" / key
 
     def record(self, key: str) -> Path:
         return self.model(key) / RECORD

@@ -23,9 +23,12 @@ from orchestrator.job import Job
 from orchestrator.model_check import check_pass
 from orchestrator.models import auto_class_of, build_model, start_at_mean
 from orchestrator.records import CurvePoint, ModelRecord
+from orchestrator.resume import Keeper
 from orchestrator.small_model import narrower_config
+from orchestrator.snapshot import SnapshotStore
+from orchestrator.stretch import Recorder, Stretch
 from orchestrator.tasks import TrainingTask, make_task
-from orchestrator.training import Recorder, Stretch, train, weight_groups
+from orchestrator.training import train, weight_groups
 from orchestrator.workers import Workers
 
 Sink = Callable[[list[CurvePoint]], None]
@@ -33,6 +36,8 @@ Sink = Callable[[list[CurvePoint]], None]
 
 def run_job(job: Job, workers: Workers, sink: Sink | None = None) -> ModelRecord:
     """Train, export, load again, evaluate what was exported, and report it with its record.
+
+    Goes on from the last training state that an earlier attempt left.
 
     Raises:
         TrialError: Training diverged.
@@ -42,9 +47,11 @@ def run_job(job: Job, workers: Workers, sink: Sink | None = None) -> ModelRecord
     task = make_task(job.task_spec, PreparedData.open(Path(job.data)), job.batch_seed)
     torch.manual_seed(job.worker_seed(workers.rank))
     recorder = Recorder(workers=workers, total_steps=_num_steps(job), sink=sink)
+    keeper = Keeper(SnapshotStore(Path(job.snapshots)) if job.snapshots else None, workers)
     stages = {"dense": _train_dense, "from-scratch": _train_small}
     stage = stages.get("dense" if job.dense is None else job.method_spec.kind, compress)
-    return export_model(job, task, workers, recorder, stage(job, task, workers, recorder))
+    trained = stage(job, task, workers, recorder, keeper)
+    return export_model(job, task, workers, recorder, trained)
 
 
 def _num_steps(job: Job) -> int:
@@ -54,7 +61,9 @@ def _num_steps(job: Job) -> int:
     return steps + job.task_spec.dense.steps if job.method_spec.kind == "from-scratch" else steps
 
 
-def _train_dense(job: Job, task: TrainingTask, workers: Workers, recorder: Recorder) -> Trained:
+def _train_dense(
+    job: Job, task: TrainingTask, workers: Workers, recorder: Recorder, keeper: Keeper
+) -> Trained:
     spec = job.task_spec
     model = build_model(spec, task.data, job.seed).to(workers.device)
     # before any training: a pattern that matches nothing must not cost a training run
@@ -72,11 +81,13 @@ def _train_dense(job: Job, task: TrainingTask, workers: Workers, recorder: Recor
         keep_best=True,
     )
     groups = weight_groups(model, spec.dense.learning_rate, spec.dense.weight_decay)
-    train(model, groups, task, workers, stretch, recorder)
+    train(model, groups, task, workers, stretch, recorder, keeper)
     return Trained(model=model, prunable=prunable)
 
 
-def _train_small(job: Job, task: TrainingTask, workers: Workers, recorder: Recorder) -> Trained:
+def _train_small(
+    job: Job, task: TrainingTask, workers: Workers, recorder: Recorder, keeper: Keeper
+) -> Trained:
     """A small model with fresh weights, for as many steps as the dense one and its compression."""
     assert job.dense is not None
     spec, method = job.task_spec, job.method_spec
@@ -104,5 +115,5 @@ def _train_small(job: Job, task: TrainingTask, workers: Workers, recorder: Recor
         job, make_distillation(job, workers), 0, steps, keep_best=True, phase="from-scratch"
     )
     groups = weight_groups(model, method.finetune_learning_rate, spec.dense.weight_decay)
-    train(model, groups, task, workers, stretch, recorder)
+    train(model, groups, task, workers, stretch, recorder, keeper)
     return Trained(model=model, prunable=list(layers))

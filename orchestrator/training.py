@@ -1,101 +1,30 @@
-"""One stretch of training: steps, schedule, validation, what is recorded along the way."""
+"""One stretch of training: its steps, validations, and states to go on from."""
 
 from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowrank.pruner import Pruner
-from lowrank.schedule import warmup_cosine
 from orchestrator.errors import TrialError
 from orchestrator.records import CurvePoint
-from orchestrator.tasks import Distillation, TrainingTask
+from orchestrator.resume import Keeper, Training
+from orchestrator.stretch import Best, Recorder, Stretch
+from orchestrator.tasks import TrainingTask
 from orchestrator.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-REWARM_STEPS = 10
-"""Steps over which a stretch within a common schedule comes up to its rate: Adam's second moment,
-with a decay of 0.98, has then seen a fifth of its window."""
 SHRINKS_PER_STRETCH = 20
 """Looks for gates that are shut for good: each waits for the device, and whatever leaves costs new
 buckets of gradients. Half as many would carry dead components for 5 % of the steps."""
 POINTS_PER_STRETCH = 40
 """Curve points without validation: enough to see a shape, few enough for one MLflow batch."""
-
-
-@dataclass(kw_only=True)
-class Recorder:
-    """Collects the curve, passes each point on, and reports progress at validations."""
-
-    workers: Workers
-    total_steps: int
-    sink: Callable[[list[CurvePoint]], None] | None = None
-    """Receives new points in batches, on rank 0: the tracking run's writer."""
-    curve: list[CurvePoint] = field(default_factory=list)
-    started: float = field(default_factory=time.perf_counter)
-    _unsent: list[CurvePoint] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-    def add(self, point: CurvePoint) -> CurvePoint:
-        point = replace(point, seconds=round(self.seconds, 3))
-        self.curve.append(point)
-        self._unsent.append(point)
-        return point
-
-    def report(self, point: CurvePoint) -> None:
-        """A point that everyone hears of. Called at the same steps on all workers."""
-        point = self.add(point)
-        self.flush()
-        progress = {k: getattr(point, k) for k in point.__dataclass_fields__}
-        self.workers.report(
-            {k: v for k, v in progress.items() if v not in (None, {})}
-            | {"total_steps": self.total_steps}
-        )
-
-    def flush(self) -> None:
-        if self.sink is not None and self.workers.rank == 0 and self._unsent:
-            self.sink(self._unsent)
-        self._unsent = []
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """What one stretch of training does."""
-
-    first_step: int
-    """Global step at which it begins; decides its data."""
-    num_steps: int
-    max_grad_norm: float
-    evaluate_every: int
-    warmup_fraction: float = 0.05
-    schedule_steps: int | None = None
-    """Steps of the job over which the learning rate falls, this stretch being a part of them; by
-    default the stretch has a schedule of its own."""
-    precision: str = "float32"
-    keep_best: bool = False
-    """End with the weights of the best validation instead of the last."""
-    distillation: Distillation | None = None
-    pruner: Pruner | None = None
-    phase: str = "dense"
-
-    def rate_factor(self, step: int) -> float:
-        """Factor on the learning rates at a step of this stretch."""
-        if self.schedule_steps is None:
-            return warmup_cosine(step, self.num_steps, self.warmup_fraction)
-        factor = warmup_cosine(self.first_step + step, self.schedule_steps, self.warmup_fraction)
-        # a new optimizer has yet to learn how large gradients are
-        return factor * min(1.0, (step + 1) / REWARM_STEPS)
 
 
 def train(
@@ -105,8 +34,9 @@ def train(
     workers: Workers,
     stretch: Stretch,
     recorder: Recorder,
+    keeper: Keeper | None = None,
 ) -> None:
-    """Run one stretch in place.
+    """Run one stretch in place, from its start or from where it was stopped.
 
     Args:
         model: On the workers' device; trained in place.
@@ -116,6 +46,7 @@ def train(
         workers: Who else trains.
         stretch: Length, data position and extras.
         recorder: Where curve points go.
+        keeper: Saves the state now and then, and has that of an attempt that was stopped.
 
     Raises:
         TrialError: The loss is no longer finite.
@@ -131,11 +62,20 @@ def train(
     gates = _gate_ids(stretch.pruner)
     weights = _weights(model, gates)
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    best = _Best(task)
-    losses: list[Tensor] = []
+    training = Training(
+        phase=stretch.name,
+        first_step=stretch.first_step,
+        model=model,
+        optimizer=optimizer,
+        best=Best(task),
+        task=task,
+        recorder=recorder,
+    )
+    begin = keeper.restore(training) if keeper else 0
+    losses = training.losses
     log_every = max(1, stretch.num_steps // POINTS_PER_STRETCH)
     shrink_every = max(1, stretch.num_steps // SHRINKS_PER_STRETCH)
-    for step in range(stretch.num_steps):
+    for step in range(begin, stretch.num_steps):
         factor = stretch.rate_factor(step)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             is_gates = bool(gates) and id(group["params"][0]) in gates
@@ -157,15 +97,17 @@ def train(
         if point is None:
             continue
         point = replace(point, train_loss=_mean(losses, workers, step))
-        losses = []
+        losses.clear()
         if evaluates:
             metrics = evaluate(model, task, workers, "validation")
             value = metrics[task.metric.name]
-            best.offer(model, value, stretch.keep_best)
+            training.best.offer(model, value, stretch.keep_best)
             recorder.report(replace(point, validation=_finite(value)))
+            if keeper:
+                keeper.offer(training, done)
         else:
             recorder.add(point)
-    best.restore(model)
+    training.best.restore(model)
 
 
 def evaluate(
@@ -283,23 +225,3 @@ def _gate_ids(pruner: Pruner | None) -> set[int]:
 def _weights(model: nn.Module, gates: set[int]) -> list[nn.Parameter]:
     """What is trained and clipped besides the gates."""
     return [p for p in model.parameters() if p.requires_grad and id(p) not in gates]
-
-
-class _Best:
-    """The weights of the best validation so far, in host memory."""
-
-    def __init__(self, task: TrainingTask) -> None:
-        self._sign = -1.0 if task.metric.higher_is_better else 1.0
-        self._value = math.inf
-        self._state: dict[str, Tensor] | None = None
-        self._is_last = False
-
-    def offer(self, model: nn.Module, value: float, keep: bool) -> None:
-        self._is_last = keep and self._sign * value < self._value
-        if self._is_last:
-            self._value = self._sign * value
-            self._state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-
-    def restore(self, model: nn.Module) -> None:
-        if self._state is not None and not self._is_last:
-            model.load_state_dict(self._state)

@@ -128,6 +128,7 @@ class TrainingStage:
             "data": str(state.data.folder),
             "seed": seed,
             "dense": dense.export if dense else None,
+            "snapshots": str(self.site.layout.snapshots(key)),
         }
         return Launch(
             job=job,

@@ -114,8 +114,8 @@ def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
     layout, key = launch.layout, launch.job["key"]
-    # training starts at step 0, so what a killed attempt left is of no use, and a snapshot that
-    # Ray was writing when it died would stop the controller
+    # training goes on from its own snapshots; of Ray's state, what a killed attempt left is of no
+    # use, and a file that Ray was writing when it died would stop the controller
     shutil.rmtree(layout.train / key, ignore_errors=True)
     trainer = TorchTrainer(
         worker,
@@ -145,6 +145,8 @@ def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
         raise TrialError(_innermost(error), key) from error
     returned: Any = result.return_value or {}
     if returned.get("failure"):
+        # asked for again it begins anew: from its last state it would fail in the same way
+        shutil.rmtree(layout.snapshots(key), ignore_errors=True)
         raise TrialError(returned["failure"], key)
     if result.checkpoint is None:
         raise TrialError("the training ended without a model", key)
@@ -155,6 +157,7 @@ def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
     shutil.rmtree(home, ignore_errors=True)
     partial.rename(home)
     shutil.rmtree(layout.train / key, ignore_errors=True)
+    shutil.rmtree(layout.snapshots(key), ignore_errors=True)
     return ModelRecord.load(layout.record(key))
 
 

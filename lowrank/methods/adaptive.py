@@ -218,7 +218,10 @@ class ThresholdControl(Control[GatedFactors]):
     def state_dict(self) -> dict[str, Tensor]:
         # solved from scores that may be loaded later than this
         threshold = next(iter(self._gates.values())).threshold
-        state = {"threshold": torch.tensor(threshold, dtype=torch.float64)}
+        state = {
+            "threshold": torch.tensor(threshold, dtype=torch.float64),
+            "price": self._price.clone(),
+        }
         for number, parameter in enumerate(self.score_parameters()):
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 state[f"scores.{number}.{key}"] = value.clone()
@@ -228,6 +231,7 @@ class ThresholdControl(Control[GatedFactors]):
         if "threshold" in state:
             for gate in self._gates.values():
                 gate.place(float(state["threshold"]), gate.temperature)
+        self._price = state.get("price", self._price).clone()
         for number, parameter in enumerate(self.score_parameters()):
             prefix = f"scores.{number}."
             found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -61,6 +61,13 @@ class TrainingTask(ABC):
     def begin_stretch(self) -> None:  # noqa: B027 - most tasks remember nothing
         """Called before the first step of a stretch: forget what the last one left behind."""
 
+    def memory(self) -> dict[str, Tensor]:
+        """What is remembered from the last batch, for `remember`; most tasks remember nothing."""
+        return {}
+
+    def remember(self, memory: dict[str, Tensor]) -> None:  # noqa: B027 - as above
+        """Go on after the batch that left this behind."""
+
     def output(self, model: nn.Module, inputs: Batch, role: Role, **options: Any) -> Any:
         """The model's output, with `.logits` [..., classes], for a training batch.
 

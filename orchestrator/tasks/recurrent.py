@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -62,6 +62,12 @@ class RecurrentLanguageModellingTask(LanguageModellingTask):
 
     def begin_stretch(self) -> None:
         self._states = {}
+
+    def memory(self) -> dict[str, Tensor]:
+        return {str(role): state for role, state in self._states.items()}
+
+    def remember(self, memory: dict[str, Tensor]) -> None:
+        self._states = {role: memory[role] for role in get_args(Role) if role in memory}
 
     def output(self, model: nn.Module, inputs: Batch, role: Role, **options: Any) -> Any:
         inputs = dict(inputs)

@@ -400,8 +400,8 @@ def test_the_state_belongs_to_whoever_asked_for_it():
     run = Run(weights=UNEVEN).until(5)
     state = run.pruner.state_dict()
     kept = {name: value.clone() for name, value in state.items()}
-    # step, two moments and what is there of each layer, and threshold and step of all
-    assert len(state) == 4 * 3 + 2
+    # step, two moments and what is there of each layer; threshold, price and step of all
+    assert len(state) == 4 * 3 + 3
     run.until(8)
     assert_same(state, kept)
     run.pruner.load_state_dict(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
 from lowrank import FlopL0, Pruner
 from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
+from orchestrator import resume
 from orchestrator.errors import DataError, ModelError
 from orchestrator.models import build_model, carries_state
 from orchestrator.spec import LanguageModelling, ModelSpec
+from orchestrator.stretch import Recorder, Stretch
 from orchestrator.tasks import Distillation, TrainingTask, recurrent
 from orchestrator.tasks.language_modelling import LanguageModellingTask
 from orchestrator.tasks.recurrent import RecurrentLanguageModellingTask
-from orchestrator.training import Recorder, Stretch, evaluate, train, weight_groups
+from orchestrator.train_loop import run_job
+from orchestrator.training import evaluate, train, weight_groups
 from orchestrator.workers import LocalWorkers
 from tests.orchestrator.small import (
     GPT2,
@@ -350,6 +355,31 @@ def test_a_dense_model_and_a_compressed_one(spec: LanguageModelling, tmp_path: P
     assert again == pytest.approx(small.test, rel=1e-6)
     saved = json.loads((tmp_path / "small" / "config.json").read_text())
     assert saved["model_type"] == "sru"
+
+
+def test_what_is_remembered_is_part_of_a_training_state(
+    spec: LanguageModelling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of student and teacher: without it the first step after a stop would have no past."""
+    monkeypatch.setattr(resume, "INTERVAL_S", 0.0)
+    monkeypatch.setattr(resume, "LEAST_APART", 0.0)
+    task = ready(spec, tmp_path / "cache")
+    how = method(kind="adaptive", density=0.4, steps=24, gated_fraction=0.5, distill=0.5)
+    dense = train_to(tmp_path / "dense", make_job(spec, task.data, how))
+    job = make_job(spec, task.data, how, dense.export)
+    straight = train_to(tmp_path / "straight", job)
+
+    def die(progress: dict[str, Any], checkpoint: Path | None) -> None:
+        if progress.get("step") == straight.curve[-1].step:
+            raise RuntimeError("dead")
+
+    again = replace(job, snapshots=str(tmp_path / "snapshots"))
+    with pytest.raises(RuntimeError, match="dead"):
+        run_job(again, LocalWorkers(die))
+    last = max((tmp_path / "snapshots").iterdir())
+    names = load_file(last / "state.safetensors").keys()
+    assert {"worker0.memory.student", "worker0.memory.teacher"} <= set(names)
+    assert train_to(tmp_path / "resumed", again).export_sha256 == straight.export_sha256
 
 
 def test_gates_train_on_a_state(task: RecurrentLanguageModellingTask, spec: LanguageModelling):

@@ -17,8 +17,9 @@ from lowrank.schedule import warmup_cosine
 from orchestrator.errors import TrialError
 from orchestrator.models import build_model
 from orchestrator.records import CurvePoint
+from orchestrator.stretch import Recorder, Stretch
 from orchestrator.tasks import language_modelling, make_task
-from orchestrator.training import Recorder, Stretch, evaluate, freeze_unused, train, weight_groups
+from orchestrator.training import evaluate, freeze_unused, train, weight_groups
 from orchestrator.workers import LocalWorkers
 from tests.orchestrator.small import GPT2, LENGTH, Family, make_lm, ready, with_config
 

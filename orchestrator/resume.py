@@ -1,0 +1,207 @@
+"""A training that was stopped goes on after its last saved step, as if it had not been.
+
+What is saved: weights, gates, multipliers, the optimizer's moments, the best weights so far, the
+curve, and for every worker its random state, the losses since the last curve point and what the
+task remembers. Batches and the gates' noise are functions of seed and step, so with these a run on
+the same machines ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.pruner import Pruner
+from orchestrator.errors import CampaignError
+from orchestrator.records import CurvePoint
+from orchestrator.snapshot import Snapshot, SnapshotStore
+from orchestrator.stretch import Best, Recorder
+from orchestrator.tasks import TrainingTask
+from orchestrator.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 60.0
+"""A state is saved at the first validation after so many seconds: a lost worker then costs minutes
+at most, and a training of a minute is not worth a file."""
+LEAST_APART = 20
+"""Times the duration of the last saving: no more than a twentieth of the time is spent on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The parts of a stretch that change from step to step."""
+
+    phase: str
+    first_step: int
+    """Of the stretch, within its job."""
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    best: Best
+    task: TrainingTask
+    recorder: Recorder
+    losses: list[Tensor] = field(default_factory=list)
+    """Since the last point of the curve, this worker's."""
+
+    def parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+class Keeper:
+    """Saves a job's training now and then, and restores what was saved last.
+
+    Args:
+        store: None saves nothing.
+        workers: All of them call the same methods at the same steps.
+    """
+
+    def __init__(self, store: SnapshotStore | None, workers: Workers) -> None:
+        self.workers = workers
+        self.pruner: Pruner | None = None
+        """Part of every state, once it is there."""
+        self.facts: dict[str, Any] = {}
+        """What earlier stages found out, JSON; part of every state."""
+        self._store = store
+        self._saved_at = time.monotonic()
+        self._saving_took = 0.0
+        self._found = self._read()
+        if self._found is not None:
+            self.facts = self._found.facts["job"]
+
+    @property
+    def phase(self) -> str | None:
+        """Of the state that was found; None without one."""
+        return None if self._found is None else str(self._found.facts["phase"])
+
+    def restructure(self, pruner: Pruner) -> None:
+        """Bring a new pruner, and its model, to the structure of the state that was found. Comes
+        before anything holds on to the model's parameters."""
+        self.pruner = pruner
+        if self._found is not None:
+            pruner.load_state_dict(self._found.part("pruner."))
+
+    def restore(self, training: Training) -> int:
+        """Put the found state into a stretch that is about to begin, if it is of this stretch.
+
+        Returns:
+            Steps of the stretch that are done.
+        """
+        found = self._found
+        if found is None or found.facts["phase"] != training.phase:
+            return 0
+        training.model.load_state_dict(found.part("model."))
+        _restore_optimizer(training, found.part("optimizer."))
+        training.best.load(found.part("best."), found.facts["best"])
+        recorder = training.recorder
+        recorder.curve[:] = [CurvePoint(**point) for point in found.facts["curve"]]
+        recorder.started = time.perf_counter() - found.facts["seconds"]
+        if found.facts["world"] == self.workers.world:
+            self._restore_own(training, found.part(f"worker{self.workers.rank}."))
+        else:
+            logger.warning(
+                "saved with %d workers, goes on with %d: the batches are the same, dropout is not",
+                found.facts["world"],
+                self.workers.world,
+            )
+        self._found = None
+        step = int(found.facts["step"])
+        logger.info("goes on after step %d", training.first_step + step)
+        return step
+
+    def offer(self, training: Training, step: int) -> None:
+        """Save the training after a step of its stretch, if it is time."""
+        if self._store is None:
+            return
+        wait = max(INTERVAL_S, LEAST_APART * self._saving_took)
+        if self.workers.gather(time.monotonic() - self._saved_at >= wait)[0]:
+            self._save(self._store, training, step)
+
+    def _read(self) -> Snapshot | None:
+        """What rank 0 finds, on every worker: one that sees less of the storage must not begin
+        somewhere else."""
+        if self._store is None:
+            return None
+        step = self._store.last_whole() if self.workers.rank == 0 else None
+        step = self.workers.gather(step)[0]
+        return None if step is None else self._store.load(step)
+
+    def _save(self, store: SnapshotStore, training: Training, step: int) -> None:
+        began = time.monotonic()
+        own = self.workers.gather(self._own(training))
+        if self.workers.rank == 0:
+            try:
+                store.save(training.first_step + step, self._snapshot(training, step, own))
+            except CampaignError as error:
+                # training is worth more than its state: whoever runs it hears of it and goes on
+                logger.warning("no state was saved: %s", error)
+        self._saved_at = time.monotonic()
+        self._saving_took = self._saved_at - began
+
+    def _snapshot(self, training: Training, step: int, own: list[dict[str, Tensor]]) -> Snapshot:
+        best, value = training.best.state()
+        parts = {
+            "model.": training.model.state_dict(),
+            "pruner.": {} if self.pruner is None else self.pruner.state_dict(),
+            "optimizer.": _optimizer_state(training),
+            "best.": best,
+        }
+        parts |= {f"worker{rank}.": each for rank, each in enumerate(own)}
+        # copies, for tied weights are one tensor under two names
+        tensors = {
+            prefix + name: tensor.detach().cpu().clone().contiguous()
+            for prefix, part in parts.items()
+            for name, tensor in part.items()
+        }
+        facts = {
+            "phase": training.phase,
+            "step": step,
+            "world": self.workers.world,
+            "best": value,
+            "seconds": training.recorder.seconds,
+            "curve": [asdict(point) for point in training.recorder.curve],
+            "job": self.facts,
+        }
+        return Snapshot(tensors=tensors, facts=facts)
+
+    def _own(self, training: Training) -> dict[str, Tensor]:
+        """What is this worker's alone."""
+        state = {"random": torch.get_rng_state()}
+        if self.workers.device.type == "cuda":
+            state["random.cuda"] = torch.cuda.get_rng_state(self.workers.device)
+        if training.losses:
+            state["losses"] = torch.stack(training.losses).cpu()
+        memory = training.task.memory()
+        return state | {f"memory.{name}": tensor.cpu() for name, tensor in memory.items()}
+
+    def _restore_own(self, training: Training, state: dict[str, Tensor]) -> None:
+        torch.set_rng_state(state["random"])
+        if "random.cuda" in state:
+            torch.cuda.set_rng_state(state["random.cuda"], self.workers.device)
+        if "losses" in state:
+            training.losses[:] = state["losses"].to(self.workers.device).unbind()
+        memory = {k.removeprefix("memory."): v for k, v in state.items() if k.startswith("memory.")}
+        training.task.remember({k: v.to(self.workers.device) for k, v in memory.items()})
+
+
+def _optimizer_state(training: Training) -> dict[str, Tensor]:
+    """Moments and step counts, by the parameter's place in the groups."""
+    state = training.optimizer.state
+    return {
+        f"{number}.{name}": value
+        for number, parameter in enumerate(training.parameters())
+        for name, value in state.get(parameter, {}).items()
+    }
+
+
+def _restore_optimizer(training: Training, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = value
+    groups = training.optimizer.state_dict()["param_groups"]
+    training.optimizer.load_state_dict({"state": state, "param_groups": groups})

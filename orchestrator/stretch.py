@@ -1,0 +1,124 @@
+"""What one stretch of training does, and what it collects on its way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowrank.pruner import Pruner
+from lowrank.schedule import warmup_cosine
+from orchestrator.records import CurvePoint
+from orchestrator.tasks import Distillation, TrainingTask
+from orchestrator.workers import Workers
+
+REWARM_STEPS = 10
+"""Steps over which a stretch within a common schedule comes up to its rate: Adam's second moment,
+with a decay of 0.98, has then seen a fifth of its window."""
+
+
+@dataclass(kw_only=True)
+class Recorder:
+    """Collects the curve, passes each point on, and reports progress at validations."""
+
+    workers: Workers
+    total_steps: int
+    sink: Callable[[list[CurvePoint]], None] | None = None
+    """Receives new points in batches, on rank 0: the tracking run's writer."""
+    curve: list[CurvePoint] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+    _unsent: list[CurvePoint] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def add(self, point: CurvePoint) -> CurvePoint:
+        point = replace(point, seconds=round(self.seconds, 3))
+        self.curve.append(point)
+        self._unsent.append(point)
+        return point
+
+    def report(self, point: CurvePoint) -> None:
+        """A point that everyone hears of. Called at the same steps on all workers."""
+        point = self.add(point)
+        self.flush()
+        progress = {k: getattr(point, k) for k in point.__dataclass_fields__}
+        self.workers.report(
+            {k: v for k, v in progress.items() if v not in (None, {})}
+            | {"total_steps": self.total_steps}
+        )
+
+    def flush(self) -> None:
+        if self.sink is not None and self.workers.rank == 0 and self._unsent:
+            self.sink(self._unsent)
+        self._unsent = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """What one stretch of training does."""
+
+    first_step: int
+    """Global step at which it begins; decides its data."""
+    num_steps: int
+    max_grad_norm: float
+    evaluate_every: int
+    warmup_fraction: float = 0.05
+    schedule_steps: int | None = None
+    """Steps of the job over which the learning rate falls, this stretch being a part of them; by
+    default the stretch has a schedule of its own."""
+    precision: str = "float32"
+    keep_best: bool = False
+    """End with the weights of the best validation instead of the last."""
+    distillation: Distillation | None = None
+    pruner: Pruner | None = None
+    phase: str = "dense"
+
+    @property
+    def name(self) -> str:
+        """Tells a job's stretches apart."""
+        return self.phase if self.pruner is None else "gated"
+
+    def rate_factor(self, step: int) -> float:
+        """Factor on the learning rates at a step of this stretch."""
+        if self.schedule_steps is None:
+            return warmup_cosine(step, self.num_steps, self.warmup_fraction)
+        factor = warmup_cosine(self.first_step + step, self.schedule_steps, self.warmup_fraction)
+        # a new optimizer has yet to learn how large gradients are
+        return factor * min(1.0, (step + 1) / REWARM_STEPS)
+
+
+class Best:
+    """The weights of the best validation so far, in host memory."""
+
+    def __init__(self, task: TrainingTask) -> None:
+        self._sign = -1.0 if task.metric.higher_is_better else 1.0
+        self._value = math.inf
+        self._state: dict[str, Tensor] | None = None
+        self._is_last = False
+
+    def offer(self, model: nn.Module, value: float, keep: bool) -> None:
+        self._is_last = keep and self._sign * value < self._value
+        if self._is_last:
+            self._value = self._sign * value
+            self._state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+
+    def restore(self, model: nn.Module) -> None:
+        if self._state is not None and not self._is_last:
+            model.load_state_dict(self._state)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights, and what is known of them; JSON."""
+        value = self._value if math.isfinite(self._value) else None
+        return self._state or {}, {"value": value, "is_last": self._is_last}
+
+    def load(self, weights: dict[str, Tensor], known: dict[str, Any]) -> None:
+        """Go on from another's `state`."""
+        self._state = weights or None
+        self._value = math.inf if known["value"] is None else known["value"]
+        self._is_last = known["is_last"]
