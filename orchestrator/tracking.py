@@ -37,6 +37,8 @@ CURVE_KEYS = {
 `extras` becomes `extras/<name>`."""
 
 
+MOST_PARAMS = 100
+"""In one request; the server's limit."""
 SETTING = "setting.json"
 """On the task's run: what its models have in common, for who reads the records alone."""
 
@@ -107,11 +109,19 @@ class Tracking:
     def model_run(
         self, key: str, parent: str, name: str, params: dict[str, Any], tags: dict[str, str]
     ) -> str:
-        """The child run of a trial or dense reference, by key; set to RUNNING."""
+        """The child run of a trial or dense reference, by key; set to RUNNING.
+
+        One that is there keeps the params it began with, for MLflow refuses to change them: its key
+        says that all that decides its result is the same. New fields of a later version are added.
+        """
+        from mlflow.entities import Param
+
         run_id = self._get_or_create(key, parent, name, tags)
         self.client.update_run(run_id, status="RUNNING")
-        for param, value in flat(params).items():
-            self.client.log_param(run_id, param, value)
+        known = self.client.get_run(run_id).data.params
+        new = [Param(k, str(value)) for k, value in flat(params).items() if k not in known]
+        for start in range(0, len(new), MOST_PARAMS):
+            self.client.log_batch(run_id, params=new[start : start + MOST_PARAMS])
         return run_id
 
     def finished(self, key: str) -> bool:

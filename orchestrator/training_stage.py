@@ -190,7 +190,7 @@ def _grouping(plan: TrialPlan) -> dict[str, Any]:
         "density": plan.method.density,
         "seed": plan.seed,
         "repeat": plan.repeat,
-        "config": content_hash(plan.method.model_dump(mode="json"), 8),
+        "config": content_hash(plan.method.deciding(), 8),
     }
 
 

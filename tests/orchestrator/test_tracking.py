@@ -86,6 +86,18 @@ class TestRuns:
         assert run.data.tags["lowrank.key"] == "k"
         assert run.info.run_name == "name"
 
+    def test_a_run_of_an_earlier_version_goes_on(self, tracking: Tracking):
+        """MLflow refuses changed params: a campaign would stop at the first such trial."""
+        run = tracking.model_run("k", "p", "n", {"config": "old", "same": 1}, {})
+        fields = {"config": "new", "same": 1, "added": True}
+        many = {f"more{number}": number for number in range(150)}
+        assert tracking.model_run("k", "p", "n", fields | many, {}) == run
+        found = reader(tracking.uri).get_run(run)
+        assert found.info.status == "RUNNING"
+        shown = {k: v for k, v in found.data.params.items() if not k.startswith("more")}
+        assert shown == {"config": "old", "same": "1", "added": "True"}
+        assert len(found.data.params) == 153
+
     def test_the_task_run_holds_the_latest_spec(self, tracking: Tracking, tmp_path: Path):
         run = tracking.task_run("campaign", "lm", "seed: 1", {})
         tracking.task_run("campaign", "lm", "seed: 2", {})
