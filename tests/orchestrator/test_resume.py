@@ -134,6 +134,22 @@ def test_it_may_die_many_times(parents: dict[str, Any], tmp_path: Path):
     same(train_to(tmp_path / "resumed", again), straight)
 
 
+def test_it_may_die_while_it_exports(parents: dict[str, Any], tmp_path: Path):
+    """Nothing is left to train then, and the best weights are those of the state."""
+
+    def die(progress: dict[str, Any], checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            raise Stopped
+
+    for kind in ("dense", "adaptive"):
+        job = job_of(parents["lm"], kind)
+        straight = train_to(tmp_path / f"straight-{kind}", job)
+        again = replace(job, snapshots=str(tmp_path / f"snapshots-{kind}"))
+        with pytest.raises(Stopped):
+            run_job(again, LocalWorkers(die))
+        same(train_to(tmp_path / f"resumed-{kind}", again), straight)
+
+
 def test_a_damaged_state_gives_way_to_the_one_before_it(
     parents: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
