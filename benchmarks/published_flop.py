@@ -26,13 +26,14 @@ from torch import nn
 from lowrank.factorize import factorize
 from lowrank.hf import load_pretrained
 from lowrank.linear import dense_weight, layer_shape
+from lowrank.schedule import warmup_cosine
 from lowrank.surgery import find_layers, replace_layers
 from orchestrator.data.prepare import prepare_data
 from orchestrator.layout import Layout
 from orchestrator.models import resolve_pretrained
 from orchestrator.spec_io import load_spec
 from orchestrator.tasks import TrainingTask, make_task
-from orchestrator.training import evaluate, warmup_cosine, weight_groups
+from orchestrator.training import evaluate, weight_groups
 from orchestrator.workers import LocalWorkers
 
 
@@ -108,7 +109,8 @@ def train(
         group | {"params": [p for p in group["params"] if id(p) not in known]}
         for group in weight_groups(model, options.learning_rate, 0.01)
     ]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
+    # decay apart from Adam's moments, as in our own loop: within them it drowns clipped gradients
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     gates = torch.optim.Adam(masks, lr=options.gate_lr or 30 / options.steps)
     multipliers = torch.zeros(2, requires_grad=True)
     ascent = torch.optim.Adam([multipliers], lr=options.penalty_lr, maximize=True)
