@@ -56,7 +56,7 @@ def compared_runs(task: TaskResult) -> dict[str, dict[float, Runs]]:
     for trial in task.trials:
         if "density" in trial.config and math.isfinite(trial.quality):
             settings = groups[trial.method_name, trial.target_density]
-            settings.setdefault(json.dumps(trial.config, sort_keys=True), []).append(trial)
+            settings.setdefault(_setting(trial), []).append(trial)
 
     def preference(trials: list[ModelRecord]) -> tuple[int, tuple[float, float]]:
         return -len(trials), min(trial.preference for trial in trials)
@@ -67,6 +67,12 @@ def compared_runs(task: TaskResult) -> dict[str, dict[float, Runs]]:
         best = sorted(best, key=lambda trial: trial.seed)
         table[method][density] = Runs(method_name=method, density=density, trials=best)
     return dict(table)
+
+
+def _setting(trial: ModelRecord) -> str:
+    """What is common to a draw and its repeats, whichever version wrote their records."""
+    # ranks had no multiples when records did not name them
+    return json.dumps({"rank_multiple": 1} | trial.config, sort_keys=True)
 
 
 def methods_view(task: TaskResult, salt: str) -> dict[str, Any] | None:

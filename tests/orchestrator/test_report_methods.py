@@ -67,6 +67,18 @@ def test_the_repeated_draw_stands_for_a_method_and_else_the_best():
     assert table["gates"][0.5].test == [3.1, 3.3, 3.5]
 
 
+def test_a_draw_and_repeats_of_a_later_version_are_one_setting():
+    """Records did not name the multiple of ranks when there was none."""
+    old, *new = (run("gates", 0.5, 2.0 + seed / 100, seed=seed) for seed in (7, 8, 9))
+    new = [replace(trial, config=trial.config | {"rank_multiple": 1}) for trial in new]
+    assert "rank_multiple" not in old.config
+    runs = compared_runs(task_result([old, *new]))["gates"][0.5]
+    assert [trial.seed for trial in runs.trials] == [7, 8, 9]
+    other = replace(old, config=old.config | {"rank_multiple": 8})
+    runs = compared_runs(task_result([other, *new]))["gates"][0.5]
+    assert [trial.seed for trial in runs.trials] == [8, 9]
+
+
 def test_the_better_figure_is_the_higher_one_where_the_metric_says_so():
     kind, task = "classification", "sst2"
     trials = [
