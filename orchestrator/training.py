@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.pruner import Pruner
+from lowrank.shrinking import TIMES
 from orchestrator.errors import TrialError
 from orchestrator.records import CurvePoint
 from orchestrator.resume import Keeper, Training
@@ -20,9 +21,6 @@ from orchestrator.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-SHRINKS_PER_STRETCH = 20
-"""Looks for gates that are shut for good: each waits for the device, and whatever leaves costs new
-buckets of gradients. Half as many would carry dead components for 5 % of the steps."""
 POINTS_PER_STRETCH = 40
 """Curve points without validation: enough to see a shape, few enough for one MLflow batch."""
 
@@ -74,7 +72,7 @@ def train(
     begin = keeper.restore(training) if keeper else 0
     losses = training.losses
     log_every = max(1, stretch.num_steps // POINTS_PER_STRETCH)
-    shrink_every = max(1, stretch.num_steps // SHRINKS_PER_STRETCH)
+    shrink_every = max(1, stretch.num_steps // TIMES)
     for step in range(begin, stretch.num_steps):
         factor = stretch.rate_factor(step)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):

@@ -109,6 +109,8 @@ def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from orchestrator.snapshot import SnapshotStore
+
     resources = Resources.model_validate(launch.resources)
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
@@ -146,7 +148,7 @@ def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
     returned: Any = result.return_value or {}
     if returned.get("failure"):
         # asked for again it begins anew: from its last state it would fail in the same way
-        shutil.rmtree(layout.snapshots(key), ignore_errors=True)
+        SnapshotStore(layout.snapshots(key)).clear()
         raise TrialError(returned["failure"], key)
     if result.checkpoint is None:
         raise TrialError("the training ended without a model", key)
@@ -157,7 +159,7 @@ def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
     shutil.rmtree(home, ignore_errors=True)
     partial.rename(home)
     shutil.rmtree(layout.train / key, ignore_errors=True)
-    shutil.rmtree(layout.snapshots(key), ignore_errors=True)
+    SnapshotStore(layout.snapshots(key)).clear()
     return ModelRecord.load(layout.record(key))
 
 

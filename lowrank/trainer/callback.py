@@ -16,13 +16,10 @@ from lowrank.errors import LowRankError
 from lowrank.forms import described_layers
 from lowrank.gated_embedding import GatedHead
 from lowrank.pruner import Pruner
+from lowrank.shrinking import TIMES
 from lowrank.trainer import checkpoint
 
 logger = logging.getLogger(__name__)
-
-SHRINKS = 20
-"""Times that closed components leave over the gated phase: each time may cost new code, where a
-model is compiled, and in between little is closed."""
 
 
 class PrunerCallback(TrainerCallback):
@@ -141,7 +138,7 @@ class PrunerCallback(TrainerCallback):
         self._maybe_finish(state, optimizer)
         if self.pruner.finished:
             return
-        every = max(1, self.pruner.method.gated_steps // SHRINKS)
+        every = max(1, self.pruner.method.gated_steps // TIMES)
         if self.pruner.step_index % every == 0 and self.pruner.shrink(optimizer):
             self._gradients.leave()
             self._gradients = self._apart()
