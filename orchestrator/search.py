@@ -18,6 +18,8 @@ CODE_CONTRACT = 1
 """Raised when a change of code makes finished models incomparable; part of every key."""
 TRIAL_CONTRACT = 3
 """The same for trials alone: dense references keep their keys."""
+KIND_CONTRACT = {"flop-agp": 2}
+"""The same for trials of one kind of method."""
 MOST_ROUNDS = 20
 """Rounds of draws per wanted trial after which a short list counts as exhausted."""
 
@@ -123,7 +125,10 @@ def trial_key(
         method_name: Of a compared method: two methods with equal values are two trials.
     """
     described = [method.deciding(), spec.seed if seed is None else seed, method_name]
-    return content_hash([dense_key(spec, task, data_hash), *described, "trial", TRIAL_CONTRACT])
+    contracts = [TRIAL_CONTRACT]
+    if method.kind in KIND_CONTRACT:
+        contracts.append(KIND_CONTRACT[method.kind])
+    return content_hash([dense_key(spec, task, data_hash), *described, "trial", *contracts])
 
 
 def dense_key(spec: CampaignSpec, task: AnyTask, data_hash: str) -> str:

@@ -47,7 +47,12 @@ class GradualMethod(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class FlopAgp(GradualMethod):
-    """Factors whose trained diagonal is pruned by magnitude (arXiv 1910.04732, section 4.2)."""
+    """Factors whose trained diagonal is pruned by magnitude (arXiv 1910.04732, section 4.2).
+
+    The paper trains its factors from random numbers, on one scale, so that the diagonal holds what
+    a component contributes. Factors of a trained matrix hold that themselves: here a component's
+    magnitude is that of its whole contribution, diagonal and factors, at the inputs of its start.
+    """
 
     gate_lr: float = 1e-3
     """Rate of the diagonal; that of weights, as published."""
@@ -58,7 +63,6 @@ class FlopAgp(GradualMethod):
         return self.start.needs_moments
 
     def layer(self, dense: Prunable) -> GatedFactors:
-        # the magnitude of a diagonal entry must say how much its component matters
         multiple = self.multiple(dense.shape)
         return gated_start(dense, MagnitudeGate, self.start, multiple=multiple)
 
@@ -114,6 +118,8 @@ class MagnitudeControl(Control[PrunedLayer]):
         super().__init__(dict(layers), method, currency)
         self._interval = max(1, method.gated_steps // UPDATES)
         self._density = 1.0
+        factorized = {n: layer for n, layer in layers.items() if isinstance(layer, GatedFactors)}
+        self._gains = {n: _gains(layer, self.costs[n]) for n, layer in factorized.items()}
         if method.scope == "tensor":
             self.project()  # a matrix too small for its floor must not cost a training run
 
@@ -131,9 +137,17 @@ class MagnitudeControl(Control[PrunedLayer]):
         return cubic_density(self.step_index / length, self.method.density)
 
     def scores(self) -> dict[str, Tensor]:
-        scores = {name: _scores(layer) for name, layer in self.layers.items()}
+        scores = {name: self._scores(name) for name in self.layers}
         check_finite(scores)
         return scores
+
+    def _scores(self, name: str) -> Tensor:
+        layer = self.layers[name]
+        if isinstance(layer, MaskedLinear):
+            return layer.scores()
+        assert isinstance(layer, GatedFactors)
+        magnitude = layer.gate.parameter.detach().abs().cpu() * _norms(layer)
+        return magnitude * self._gains[name]
 
     def end_step(self) -> None:
         super().end_step()
@@ -167,10 +181,12 @@ class MagnitudeControl(Control[PrunedLayer]):
 
     def state_dict(self) -> dict[str, Tensor]:
         # masks are buffers of the model
-        return {"density": torch.tensor(self._density)}
+        gains = {f"gains.{name}": gains for name, gains in self._gains.items()}
+        return {"density": torch.tensor(self._density)} | gains
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._density = float(state["density"])
+        self._gains = {name: state[f"gains.{name}"].cpu() for name in self._gains}
 
 
 def _gate_parameter(layer: PrunedLayer) -> nn.Parameter | None:
@@ -180,14 +196,18 @@ def _gate_parameter(layer: PrunedLayer) -> nn.Parameter | None:
     return layer.score
 
 
-def _scores(layer: PrunedLayer) -> Tensor:
-    if isinstance(layer, MaskedLinear):
-        return layer.scores()
-    assert isinstance(layer, GatedFactors)
-    # sigma_k of the component as it is now: |z| alone knows nothing of its factors' size
-    with torch.no_grad():
-        size = layer.up.float().norm(dim=0) * layer.down.float().norm(dim=1)
-        return (layer.gate.parameter.abs() * size).cpu()
+def _gains(layer: GatedFactors, cost: Cost) -> Tensor:
+    """What the inputs make of each component: its output over its norms, per root of its cost, so
+    that squared scores are energies per cost, as `FixedRank` has them."""
+    norms = _norms(layer)
+    output = (layer.energy.cpu() / cost.unit_cost).sqrt()
+    return torch.where(norms > 0, output / norms, 0.0)
+
+
+@torch.no_grad()
+def _norms(layer: GatedFactors) -> Tensor:
+    """|P_k| |Q_k|, float64 [num_components]: the norm of each component's matrix."""
+    return (layer.up.double().norm(dim=0) * layer.down.double().norm(dim=1)).cpu()
 
 
 def _set_mask(layer: PrunedLayer, keep: Tensor) -> None:

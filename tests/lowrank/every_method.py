@@ -34,6 +34,7 @@ TRUNCATING = ADAPTIVE | {
 }
 GRADUAL = {
     "flop-agp": lambda **f: FlopAgp(gated_steps=STEPS, **f),
+    "flop-agp covariance": lambda **f: FlopAgp(gated_steps=STEPS, start=COVARIANCE, **f),
     "flop-agp tensor": lambda **f: FlopAgp(gated_steps=STEPS, scope="tensor", **f),
     "agp weight": lambda **f: Agp(gated_steps=STEPS, **f),
     "agp weight tensor": lambda **f: Agp(gated_steps=STEPS, scope="tensor", **f),

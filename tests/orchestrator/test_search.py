@@ -16,7 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.search import TrialPlan, dense_key, expected_trials, plan_trials, trial_key
+from orchestrator.search import (
+    KIND_CONTRACT,
+    TrialPlan,
+    dense_key,
+    expected_trials,
+    plan_trials,
+    trial_key,
+)
 from orchestrator.spec import CampaignSpec
 from tests.orchestrator.small import GPT2
 
@@ -206,6 +213,16 @@ def test_what_decides_a_result_is_in_the_key(changes: dict[str, Any], dense_too:
     dense_now, trial_now = keys_of(spec_with(**changes))
     assert trial_now != trial
     assert (dense_now != dense) == dense_too
+
+
+def test_a_changed_kind_of_method_has_new_trials_and_no_other_kind(monkeypatch: pytest.MonkeyPatch):
+    both = {"mine": {}, "theirs": {"kind": "flop-agp"}}
+    before = plans(spec_with(search=search(methods=both)))
+    monkeypatch.setitem(KIND_CONTRACT, "flop-agp", 99)
+    after = plans(spec_with(search=search(methods=both)))
+    assert {old.method_name for old, new in zip(before, after, strict=True) if old != new} == {
+        "theirs"
+    }
 
 
 def test_other_data_are_other_trials():
