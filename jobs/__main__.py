@@ -237,7 +237,7 @@ def export(
             show_default=False,
         ),
     ],
-    form: Annotated[str, typer.Option("--form", help="factorized, folded, onnx or pt2.")],
+    form: Annotated[str, typer.Option("--form", help="factorized, pivoted, folded, onnx or pt2.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder for the form.")],
     verify: Annotated[
         bool,
@@ -252,6 +252,8 @@ def export(
     [bold]factorized[/bold]  small and fast. A folder of transformers; its user installs
     lowrank-orchestrator and writes `import lowrank.auto`. Generation with a cache, half precision,
     further training. Take this one if you can.
+
+    [bold]pivoted[/bold]  the same, r x r numbers less for a layer of rank r. Not always as fast.
 
     [bold]folded[/bold]  needs nothing but transformers. The factors are multiplied out: on disk, in
     memory and in time it is the dense model again, with the compressed model's answers.

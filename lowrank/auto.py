@@ -33,7 +33,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lowrank.errors import ExportError
-from lowrank.forms import check_layer, described_layers, restructured
+from lowrank.forms import check_indices, check_layer, described_layers, restructured
 from lowrank.models import register
 
 METHOD = "lowrank-orchestrator"
@@ -96,6 +96,7 @@ class CompactedQuantizer(HfQuantizer):
         broken = [n for n, p in model.named_parameters() if not _is_finite(p)]
         if broken:
             raise ExportError(f"{broken[0]} holds NaN or infinity")
+        check_indices("the export", model)
         attach(model, self)
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:

@@ -1,6 +1,7 @@
 """From the factorized export of a model to any of its forms, and the note that goes with each.
 
     factorized   small and fast; needs this package beside transformers
+    pivoted      the same, smaller still: r x r numbers less for a layer of rank r
     folded       needs transformers only; as large and as slow as the dense model
     onnx         small and fast in ONNX Runtime; no cache of keys and values
     pt2          small and fast in torch alone; no cache of keys and values
@@ -35,12 +36,20 @@ from lowrank.folded import save_folded
 from lowrank.graphs import PROGRAM, input_names, save_program, traceable
 from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
 from lowrank.onnx import GRAPH, check_installed, num_stored_floats, save_onnx
+from lowrank.pivoted import PivotedLinear
+from lowrank.pivoting import pivoted
 from lowrank.sizes import check_density, sizes_of
 
-FORMS = ("factorized", "folded", "onnx", "pt2")
+FORMS = ("factorized", "pivoted", "folded", "onnx", "pt2")
 NOTE = "export.json"
 NOTE_VERSION = 1
-WEIGHT_FILES = {"factorized": WEIGHTS, "folded": WEIGHTS, "onnx": GRAPH, "pt2": PROGRAM}
+WEIGHT_FILES = {
+    "factorized": WEIGHTS,
+    "pivoted": WEIGHTS,
+    "folded": WEIGHTS,
+    "onnx": GRAPH,
+    "pt2": PROGRAM,
+}
 
 
 def convert(source: Path | str, form: str, out: Path | str) -> Path:
@@ -70,7 +79,8 @@ def convert(source: Path | str, form: str, out: Path | str) -> Path:
     reference = load_reference(source) if has_reference else reference_of(model, tokenizer)
     _check_possible(model, form)
     out.mkdir(parents=True, exist_ok=True)
-    if form == "factorized":
+    if form in ("factorized", "pivoted"):
+        model = pivoted(model) if form == "pivoted" else model
         save_pretrained(model, out, metadata["auto_class"], tokenizer, metadata)
     elif form == "folded":
         save_folded(model, out, tokenizer)
@@ -134,6 +144,11 @@ def says(form: str, num_bytes: int, small: Size, dense: Size) -> str:
     share = f"{num_bytes:,} bytes, {num_bytes / whole:.1%} of the dense model's {whole:,}"
     if form == "factorized":
         return f"{share}; loads in transformers once lowrank-orchestrator is installed"
+    if form == "pivoted":
+        return (
+            f"{share} (the factorized form has {small.num_bytes:,}), and it loads like that form; "
+            "where the order of outputs cannot be absorbed a pass takes longer: measure it"
+        )
     if form == "folded":
         return (
             f"{share}: on disk, in memory and in time this is the dense model again (the "
@@ -145,6 +160,10 @@ def says(form: str, num_bytes: int, small: Size, dense: Size) -> str:
 
 def _check_possible(model: Any, form: str) -> None:
     """Before anything is written: what would be refused later."""
+    if form == "factorized" and any(isinstance(m, PivotedLinear) for m in model.modules()):
+        raise ExportError(
+            "a pivoted model does not become a factorized one again: take the export it was made of"
+        )
     if form == "onnx":
         check_installed()
     if form in ("onnx", "pt2"):
@@ -167,7 +186,7 @@ def _write_note(
             "this": stored,
             "factorized": asdict(small),
             "dense": asdict(dense),
-            "densities": asdict(_densities(form, stored, small, dense)),
+            "densities": asdict(_densities(folder, form, stored, small, dense)),
         },
         "sha256": {path.name: sha256_of(path) for path in sorted(files)},
     }
@@ -176,9 +195,13 @@ def _write_note(
     os.replace(partial, folder / NOTE)
 
 
-def _densities(form: str, stored: dict[str, int], small: Size, dense: Size) -> Densities:
+def _densities(
+    folder: Path, form: str, stored: dict[str, int], small: Size, dense: Size
+) -> Densities:
     """Of what the file holds: a folded model is a dense one in all but its bytes' count, a graph
     has the products of the factorized form (checked when it is made)."""
+    if form == "pivoted":
+        return Densities.of(sizes_of(folder)[0], dense)
     base = dense if form == "folded" else small
     size = replace(base, num_parameters=stored["parameters"], num_bytes=stored["bytes"])
     return Densities.of(size, dense)

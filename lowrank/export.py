@@ -19,9 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lowrank.errors import ExportError
-from lowrank.forms import check_layer, described_layers, restructured
+from lowrank.forms import check_indices, check_layer, described_layers, restructured
 from lowrank.pruned import PrunedLayer
-from lowrank.sliced import SlicedLinear
 
 SCHEMA_VERSION = 3
 """1 had low-rank layers only, without a form; 2 had neither embeddings nor narrow layers, and other
@@ -109,9 +108,7 @@ def load(model: nn.Module, folder: Path | str) -> nn.Module:
         if name in tensors and tensor.dtype != tensors[name].dtype:
             tensor.data = tensor.data.to(tensors[name].dtype)
     model.load_state_dict(tensors, strict=True)
-    for name, module in model.named_modules():
-        if isinstance(module, SlicedLinear) and not module.indices_are_valid():
-            raise ExportError(f"{folder}: layer {name!r} keeps features that it does not have")
+    check_indices(str(folder), model)
     return model
 
 

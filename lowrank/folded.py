@@ -23,6 +23,7 @@ from lowrank.errors import ExportError
 from lowrank.linear import LowRankLinear, is_conv1d
 from lowrank.models import CLUSTERED_TYPES, STATEFUL_TYPES
 from lowrank.narrow import full_shape
+from lowrank.pivoted import PivotedLinear
 from lowrank.sliced import SlicedLinear
 
 
@@ -87,9 +88,11 @@ def _dense_state(model: nn.Module, dense: nn.Module) -> dict[str, Tensor]:
             continue
         if is_conv1d(wanted[name]):
             weight = weight.t()
-        for factor in ("projection", "kept_in", "kept_out"):
+        for factor in ("projection", "kept_in", "kept_out", "order"):
             state.pop(f"{name}.{factor}", None)
         state[f"{name}.weight"] = weight.cpu().contiguous()
+        if isinstance(module, PivotedLinear) and (shift := module.dense()[1]) is not None:
+            state[f"{name}.bias"] = shift.cpu()
         full = full_shape(module)
         bias = getattr(module, "bias", None)
         if full is not None and bias is not None:
@@ -102,6 +105,8 @@ def _full_weight(module: nn.Module, stacked: int) -> Tensor | None:
     if isinstance(module, LowRankLinear | LowRankEmbedding):
         product = module.weight.detach().double() @ module.projection.detach().double()
         return product.to(module.weight.dtype)
+    if isinstance(module, PivotedLinear):
+        return module.dense()[0]
     if isinstance(module, SlicedLinear):
         full = module.weight.detach().new_zeros(module.out_features, module.num_in)
         rows = slice(None) if module.kept_out is None else module.kept_out.long()

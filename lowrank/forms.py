@@ -11,12 +11,14 @@ from lowrank.embedding import LowRankEmbedding, LowRankHead, is_embedding
 from lowrank.errors import ExportError, SurgeryError
 from lowrank.linear import LowRankLinear, is_matrix_layer
 from lowrank.narrow import full_shape, narrow_linear, set_head_counts
+from lowrank.pivoted import PivotedLinear
 from lowrank.prunable import prunable_shape
 from lowrank.sliced import SlicedLinear
 from lowrank.surgery import replace_layers
 
 LAYER_SIZES = {
     "low-rank": ("rank",),
+    "pivoted": ("rank",),
     "sliced": ("num_in", "num_out"),
     "narrow": ("num_in", "num_out"),
     "low-rank-embedding": ("rank",),
@@ -27,6 +29,8 @@ that of the output projection which may be tied to it, [tokens, width]: tokens g
 HEAD_KEYS = ("tied_to", "zero_row")
 """Of a low-rank head: the embedding whose factors it uses, null for factors of its own; and its
 token without gradient, or null."""
+PIVOTED_KEY = "ordered"
+"""Of a pivoted layer: whether it puts its outputs into their order."""
 VANISHING = ("low-rank-embedding", "low-rank-head")
 """Forms that may have rank 0."""
 
@@ -63,6 +67,9 @@ def _described(module: nn.Module) -> dict[str, Any]:
         name = "low-rank-head" if isinstance(module, LowRankHead) else "low-rank"
         form = {"form": name, "rank": module.rank}
         bias = module.bias
+    elif isinstance(module, PivotedLinear):
+        form = {"form": "pivoted", "rank": module.rank, PIVOTED_KEY: module.order is not None}
+        bias = module.bias
     elif isinstance(module, SlicedLinear):
         form = {"form": "sliced", "num_in": module.num_in, "num_out": module.num_out}
         bias = module.bias
@@ -84,6 +91,10 @@ def check_layer(place: str, layer: Any) -> None:
     for size in sizes:
         if not isinstance(layer[size], int) or layer[size] < least:
             raise ExportError(f"{place}: {size} >= {least} must hold")
+    if layer["form"] == "pivoted" and (
+        not isinstance(layer.get(PIVOTED_KEY), bool) or layer["rank"] > layer["out_features"]
+    ):
+        raise ExportError(f"{place}: {PIVOTED_KEY} must be true or false, rank <= out_features")
     if layer["form"] == "low-rank-head":
         tied, row = (layer.get(key, ...) for key in HEAD_KEYS)
         if not isinstance(tied, str | None) or not (row is None or type(row) is int):
@@ -119,6 +130,16 @@ def restructured(model: nn.Module, layers: dict[str, dict[str, Any]]) -> nn.Modu
     except SurgeryError as error:
         raise ExportError(f"the export does not fit this model; {error}") from error
     return model
+
+
+def check_indices(place: str, model: nn.Module) -> None:
+    """Raise ExportError, with the place, for small layers whose stored indices cannot be: a shape
+    says nothing about these."""
+    for name, module in model.named_modules():
+        if isinstance(module, SlicedLinear) and not module.indices_are_valid():
+            raise ExportError(f"{place}: layer {name!r} keeps features that it does not have")
+        if isinstance(module, PivotedLinear) and not module.order_is_valid():
+            raise ExportError(f"{place}: layer {name!r}: each of its outputs must come once")
 
 
 def _may_become(dense: nn.Module, form: str) -> bool:
@@ -158,5 +179,8 @@ def _empty(name: str, layer: dict[str, Any], dense: nn.Module, tied: nn.Module |
         return LowRankHead.tied(tied, bias, layer["zero_row"])
     if layer["form"] == "narrow":
         return narrow_linear(*widths, bias=layer["bias"], **sizes)
+    if layer["form"] == "pivoted":
+        ordered = layer[PIVOTED_KEY]
+        return PivotedLinear(*widths, layer["rank"], layer["bias"], ordered=ordered)
     small = LowRankLinear if layer["form"] == "low-rank" else SlicedLinear
     return small(*widths, bias=layer["bias"], **sizes)

@@ -22,6 +22,7 @@ from lowrank.embedding import LowRankEmbedding
 from lowrank.errors import ExportError
 from lowrank.graphs import traceable, untraceable
 from lowrank.linear import LowRankLinear
+from lowrank.pivoted import PivotedLinear
 
 GRAPH = "model.onnx"
 PRODUCTS = ("MatMul", "Gemm")
@@ -87,9 +88,9 @@ def expected_products(model: nn.Module) -> Counter[tuple[int, int]]:
     embedding is looked up, only its second factor is multiplied by."""
     found: Counter[tuple[int, int]] = Counter()
     for module in model.modules():
-        if isinstance(module, LowRankLinear):
+        if isinstance(module, LowRankLinear | PivotedLinear):
             found[_sides(module.weight.shape)] += 1
-        if isinstance(module, LowRankLinear | LowRankEmbedding):
+        if isinstance(module, LowRankLinear | PivotedLinear | LowRankEmbedding):
             found[_sides(module.projection.shape)] += 1
     return found
 

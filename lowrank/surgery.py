@@ -19,12 +19,13 @@ from lowrank.embedding import LowRankEmbedding, LowRankHead, is_embedding
 from lowrank.errors import SurgeryError
 from lowrank.gated_embedding import GatedHead
 from lowrank.linear import LowRankLinear, is_matrix_layer
+from lowrank.pivoted import PivotedLinear
 from lowrank.pruned import PrunedLayer
 from lowrank.sliced import SlicedLinear
 
 logger = logging.getLogger(__name__)
 
-OWN = LowRankLinear | SlicedLinear | PrunedLayer | GatedHead
+OWN = LowRankLinear | PivotedLinear | SlicedLinear | PrunedLayer | GatedHead
 """What this package puts in the place of layers."""
 LEAST_SIDE = 8
 """Of a parameter that is worth a word when it is left alone: a router over four experts is not."""

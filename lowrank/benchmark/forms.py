@@ -8,6 +8,7 @@ be built says why.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from lowrank.errors import ExportError, LowRankError
 from lowrank.folded import folded as make_folded
 from lowrank.graphs import INPUTS
 from lowrank.int8 import quantize_int8
+from lowrank.pivoting import pivoted as make_pivoted
 
 Run = Callable[..., Any]
 Builder = Callable[[nn.Module, Mapping[str, Tensor]], Run]
@@ -57,6 +59,11 @@ def folded(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
         return make_folded(model).to(_device(model))
     except ExportError as error:
         raise Unavailable(str(error)) from error
+
+
+def pivoted(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
+    """A square block of each pair of factors left out (`lowrank.pivoted`)."""
+    return make_pivoted(copy.deepcopy(model))
 
 
 def int8(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
@@ -121,6 +128,7 @@ FORMS: dict[str, Form] = {
     "compiled": Form(compiled, static_cache=True),
     "frozen": Form(frozen, static_cache=True),
     "folded": Form(folded, dense=False, same_arithmetic=False),
+    "pivoted": Form(pivoted, dense=False, same_arithmetic=False),
     "int8": Form(int8, same_arithmetic=False),
     "onnx": Form(onnx, decodes=False),
 }

@@ -22,6 +22,7 @@ from lowrank.contract import TOLERANCES
 from lowrank.forms import described_layers
 from lowrank.hf import load_pretrained, save_pretrained
 from lowrank.models import register
+from lowrank.pivoting import pivoted
 from tests.lowrank import tiny_bert, tiny_gpt2
 from tests.lowrank.embeddings import tiny_llama
 
@@ -58,6 +59,8 @@ MODELS: dict[str, Any] = {
     "adaptive decoder": (tiny_adaptive_decoder, CAUSAL, True),
     "narrow bert": (tiny_bert, CLASSES, False),
     "sliced gpt2": (tiny_gpt2, CAUSAL, False),
+    "pivoted gpt2": (tiny_gpt2, CAUSAL, True),
+    "pivoted bert": (tiny_bert, CLASSES, False),
 }
 METHODS: dict[str, Method] = {
     "narrow bert": HeadsFfn(density=0.6, gated_steps=1),
@@ -71,7 +74,8 @@ def compacted(kind: str) -> tuple[Any, str]:
     method = METHODS.get(kind, FixedRank(density=0.4, start=Start()))
     exclude = ["*pooler*", "classifier", *([] if embeddings else ["*lm_head"])]
     pruner = Pruner(make(), method, exclude=exclude, embeddings=embeddings)
-    return pruner.finish().eval(), auto_class
+    model = pruner.finish().eval()
+    return pivoted(model) if kind.startswith("pivoted") else model, auto_class
 
 
 @pytest.fixture(params=MODELS)

@@ -11,7 +11,9 @@ from tests.lowrank.benchmark import tiny_decoder, tiny_encoder
 
 
 @pytest.mark.parametrize("make", [tiny_encoder, tiny_decoder])
-@pytest.mark.parametrize(("form", "tolerance"), [("eager", 0.0), ("folded", 1e-5), ("int8", 0.2)])
+@pytest.mark.parametrize(
+    ("form", "tolerance"), [("eager", 0.0), ("folded", 1e-5), ("pivoted", 1e-5), ("int8", 0.2)]
+)
 def test_a_form_computes_what_the_model_does(make, form, tolerance):
     model = make().compressed
     inputs = {"input_ids": token_ids()}
