@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank import FixedRank, Pruner, collect_moments, find_layers, replace_layers
+from lowrank.allocator import reuse_memory
 from lowrank.benchmark.environment import environment
 from lowrank.benchmark.results import save
 from lowrank.benchmark.subjects import HEADS, uniform_rank
@@ -45,6 +46,7 @@ Inputs = dict[str, Tensor]
 def main() -> None:
     """Make, time and write."""
     options = arguments()
+    reuse_memory()
     check_repeats(options.repeats)
     torch.manual_seed(options.seed)
     dense = encoder(options)

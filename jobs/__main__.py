@@ -201,6 +201,7 @@ def bench(
     new_tokens: options.NewTokens = 32,
     form: options.Forms = None,
     compile_: options.Compile = False,
+    reuse_memory: options.ReuseMemory = True,
     repeats: options.Repeats = 9,
     threads: options.Threads = None,
     dtype: options.DtypeOption = None,

@@ -43,6 +43,7 @@ class Request:
     new_tokens: int
     form: list[str]
     compile: bool
+    reuse_memory: bool
     repeats: int
     threads: int | None
     dtype: str | None
@@ -68,11 +69,14 @@ def bench(request: Request) -> int:
     """Measure, show, and write what was asked for."""
     import torch
 
+    from lowrank.allocator import reuse_memory
     from lowrank.benchmark.forms import COMPILED, USUAL
     from lowrank.benchmark.harness import Options, run_benchmark
     from lowrank.benchmark.results import save
     from lowrank.benchmark.tables import all_tables, page
 
+    if request.reuse_memory:
+        reuse_memory()
     shapes = shapes_of(request.shape, request.batch, request.length)
     forms = [*(request.form or USUAL), *(COMPILED if request.compile else [])]
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")

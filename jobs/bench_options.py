@@ -66,6 +66,12 @@ Forms = Annotated[
     ),
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="Also compiled and frozen.")]
+ReuseMemory = Annotated[
+    bool,
+    typer.Option(
+        help="On a CPU, keep freed memory for the next pass instead of asking the kernel again.",
+    ),
+]
 Repeats = Annotated[int, typer.Option(help="Interleaved rounds, at least 7.")]
 Threads = Annotated[int | None, typer.Option(help="By default all cores of this process.", min=1)]
 DtypeOption = Annotated[

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lowrank.allocator import memory_is_reused
 from lowrank.timing import fingerprint
 
 PACKAGES = ("transformers", "numpy", "onnxruntime")
@@ -21,6 +22,8 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The fingerprint of `lowrank.timing` and what a whole run adds to it; flat, JSON."""
     found = fingerprint(device, dtype)
     found["instructions"] = torch.backends.cpu.get_cpu_capability()
+    if device.type == "cpu":
+        found["freed memory"] = "kept" if memory_is_reused() else "given back"
     if device.type == "cuda":
         found |= {"cuda": str(torch.version.cuda), "driver": driver_version()}
     return found | {name: installed for name in PACKAGES if (installed := _version(name))}

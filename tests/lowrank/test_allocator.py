@@ -1,0 +1,49 @@
+"""Freed memory that stays in the process, seen from the kernel's side."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+
+PASSES = """
+import resource, sys
+import torch, lowrank, transformers
+from lowrank.allocator import memory_is_reused, reuse_memory
+assert not memory_is_reused()
+if sys.argv[1] == "reused":
+    assert reuse_memory() and memory_is_reused()
+
+def faults(passes):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(passes):
+        # larger than any block that glibc keeps on its own
+        [torch.ones(2**24) for _ in range(2)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults(2)
+print(faults(4))
+"""
+
+
+@glibc
+def test_a_pass_after_the_first_asks_for_no_new_pages():
+    def faults(memory: str) -> int:
+        command = [sys.executable, "-c", PASSES, memory]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    # 4 passes of 128 MiB: 131,072 pages of 4 KiB, or fewer where the kernel gives huge ones unasked
+    assert faults("reused") < faults("given back") / 10
+
+
+def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch):
+    from lowrank import allocator
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert not allocator.reuse_memory()
+    assert not allocator.memory_is_reused()
