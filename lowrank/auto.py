@@ -33,6 +33,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lowrank.errors import ExportError
+from lowrank.export import is_finite
 from lowrank.forms import check_indices, check_layer, described_layers, restructured
 from lowrank.models import register
 
@@ -93,7 +94,9 @@ class CompactedQuantizer(HfQuantizer):
             _check_files(model, layers, checkpoint_files)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        broken = [n for n, p in model.named_parameters() if not _is_finite(p)]
+        broken = [
+            n for n, p in model.named_parameters() if p.device.type != "meta" and not is_finite(p)
+        ]
         if broken:
             raise ExportError(f"{broken[0]} holds NaN or infinity")
         check_indices("the export", model)
@@ -204,12 +207,6 @@ def _converted(model: Any, stored: Iterable[str]) -> set[str]:
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]
     return {rename_source_key(name, renamings, converters)[0] for name in stored} - set(stored)
-
-
-def _is_finite(parameter: torch.Tensor) -> bool:
-    if parameter.device.type == "meta" or not parameter.is_floating_point():
-        return True
-    return bool(torch.isfinite(parameter).all())
 
 
 if METHOD not in AUTO_QUANTIZER_MAPPING:

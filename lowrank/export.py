@@ -56,7 +56,7 @@ def save(model: nn.Module, folder: Path | str, metadata: dict[str, Any] | None =
             raise ExportError(f"{name}: gates are still in the model, call Pruner.finish() first")
     tensors, aliases = distinct_tensors(model)
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise ExportError(f"{name}: a saved model must be finite, found NaN or infinity")
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (WEIGHTS + ".partial")
@@ -170,6 +170,17 @@ def num_stored_parameters(folder: Path | str) -> int:
         return sum(_numel(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether there is no NaN and no infinity in a tensor; true of whole numbers.
+
+    By its least and greatest value, both NaN if one is: torch.isfinite on a large embedding takes
+    more memory than the embedding.
+    """
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return bool(torch.stack(tensor.detach().aminmax()).isfinite().all())
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -217,7 +228,7 @@ def _read_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
             "(missing, unexpected, or another shape or type)"
         )
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise ExportError(f"{path}: {name} holds NaN or infinity")
     actual = sha256_of(path)
     if actual != manifest["weights_sha256"]:

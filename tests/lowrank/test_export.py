@@ -21,7 +21,14 @@ from lowrank import (
     save,
 )
 from lowrank.counting import num_parameters
-from lowrank.export import MANIFEST, WEIGHTS, num_stored_parameters, read_manifest, sha256_of
+from lowrank.export import (
+    MANIFEST,
+    WEIGHTS,
+    is_finite,
+    num_stored_parameters,
+    read_manifest,
+    sha256_of,
+)
 from tests.lowrank import mlp, scramble_gates, tiny_bert, tiny_gpt2, token_ids
 
 
@@ -475,3 +482,22 @@ def test_an_untied_export_is_not_loaded_into_a_tied_model(tmp_path):
 def test_only_the_first_offenders_are_listed(tmp_path):
     folder = save(mlp(depth=1), tmp_path)
     refuses(folder, r"missing: (\d\.\w+, ){4}\d\.\w+ and 3 more$", mlp(depth=5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_is_found_anywhere(dtype, value):
+    info = torch.finfo(dtype)
+    # a sum of these would be infinite
+    tensor = torch.full((3, 257), info.max, dtype=dtype)
+    tensor[1] = info.min
+    assert is_finite(tensor)
+    for place in (0, 300, 770):
+        broken = tensor.clone()
+        broken.view(-1)[place] = value
+        assert not is_finite(broken)
+
+
+def test_whole_numbers_and_nothing_are_finite():
+    assert is_finite(torch.tensor([2**62]))
+    assert is_finite(torch.empty(0, 3))
