@@ -61,7 +61,7 @@ Forms = Annotated[
     list[str] | None,
     typer.Option(
         "--form",
-        help="Besides eager: folded, int8, onnx, compiled, frozen. By default folded and int8.",
+        help="Besides eager: folded, pivoted, int8, onnx, compiled, frozen. Default: folded, int8.",
         show_default=False,
     ),
 ]
