@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.pruner import Pruner
-from lowrank.shrinking import TIMES
 from orchestrator.errors import TrialError
 from orchestrator.records import CurvePoint
 from orchestrator.resume import Keeper, Training
+from orchestrator.steps import Steps
 from orchestrator.stretch import Best, Recorder, Stretch
 from orchestrator.tasks import TrainingTask
 from orchestrator.workers import Workers
@@ -53,59 +52,46 @@ def train(
         return
     freeze_unused(model, task, workers)
     task.begin_stretch()
-    wrapped = workers.wrap(model)
-    # one kernel for all parameters: small models spend their time on launching kernels
-    fused = workers.device.type == "cuda"
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=fused)
-    gates = _gate_ids(stretch.pruner)
-    weights = _weights(model, gates)
-    base_rates = [group["lr"] for group in optimizer.param_groups]
+    steps = Steps(model, groups, task, workers, stretch)
     training = Training(
         phase=stretch.name,
         first_step=stretch.first_step,
         model=model,
-        optimizer=optimizer,
+        optimizer=steps.optimizer,
         best=Best(task),
         task=task,
         recorder=recorder,
     )
     begin = keeper.restore(training) if keeper else 0
-    losses = training.losses
     log_every = max(1, stretch.num_steps // POINTS_PER_STRETCH)
-    shrink_every = max(1, stretch.num_steps // TIMES)
     for step in range(begin, stretch.num_steps):
-        factor = stretch.rate_factor(step)
-        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-            is_gates = bool(gates) and id(group["params"][0]) in gates
-            group["lr"] = rate if is_gates else rate * factor
-        losses.append(_step(wrapped, task, workers, stretch, optimizer, weights, step))
+        training.losses.append(steps.take(step))
         done = step + 1
         evaluates = done % stretch.evaluate_every == 0 or done == stretch.num_steps
         # figures of gates wait for the device: no more often than they are shown
         shown = evaluates or done % log_every == 0
-        point = _point(stretch, step, base_rates[0] * factor) if shown else None
-        if stretch.pruner is not None:
-            stretch.pruner.step()
-            if done % shrink_every == 0 and stretch.pruner.shrink(optimizer):
-                # gradients are averaged in buckets, and clipped, by parameter
-                del wrapped
-                wrapped = workers.wrap(model)
-                gates = _gate_ids(stretch.pruner)
-                weights = _weights(model, gates)
+        point = _point(stretch, step, steps.rate(step)) if shown else None
+        steps.move_gates(done)
         if point is None:
             continue
-        point = replace(point, train_loss=_mean(losses, workers, step))
-        losses.clear()
+        point = replace(point, train_loss=_mean(training.losses, workers, step))
+        training.losses.clear()
         if evaluates:
-            metrics = evaluate(model, task, workers, "validation")
-            value = metrics[task.metric.name]
-            training.best.offer(model, value, stretch.keep_best)
-            recorder.report(replace(point, validation=_finite(value)))
+            _validate(training, point, task, workers, stretch)
             if keeper:
                 keeper.offer(training, done)
         else:
             recorder.add(point)
     training.best.restore(model)
+
+
+def _validate(
+    training: Training, point: CurvePoint, task: TrainingTask, workers: Workers, stretch: Stretch
+) -> None:
+    """Evaluate on validation, report it, and remember the weights if they are the best so far."""
+    value = evaluate(training.model, task, workers, "validation")[task.metric.name]
+    training.best.offer(training.model, value, stretch.keep_best)
+    training.recorder.report(replace(point, validation=_finite(value)))
 
 
 def evaluate(
@@ -160,30 +146,6 @@ def freeze_unused(model: nn.Module, task: TrainingTask, workers: Workers) -> lis
     return unused
 
 
-def _step(
-    wrapped: nn.Module,
-    task: TrainingTask,
-    workers: Workers,
-    stretch: Stretch,
-    optimizer: torch.optim.Optimizer,
-    weights: list[nn.Parameter],
-    step: int,
-) -> Tensor:
-    batch = task.batch(stretch.first_step + step, workers.rank, workers.world)
-    batch = {name: value.to(workers.device) for name, value in batch.items()}
-    wrapped.train()
-    with torch.autocast(
-        workers.device.type, dtype=torch.bfloat16, enabled=stretch.precision == "bfloat16"
-    ):
-        loss = task.loss(wrapped, batch, stretch.distillation)
-    total = loss if stretch.pruner is None else loss + stretch.pruner.penalty()
-    total.backward()
-    torch.nn.utils.clip_grad_norm_(weights, stretch.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
-
-
 def _point(stretch: Stretch, step: int, rate: float) -> CurvePoint:
     """The curve point of a step, before the multipliers move on."""
     pruner, phase = stretch.pruner, stretch.phase
@@ -211,15 +173,3 @@ def _mean(losses: list[Tensor], workers: Workers, step: int) -> float:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _gate_ids(pruner: Pruner | None) -> set[int]:
-    if pruner is None:
-        return set()
-    control = pruner.control
-    return {id(gate) for gate in (*control.gate_parameters(), *control.own_parameters)}
-
-
-def _weights(model: nn.Module, gates: set[int]) -> list[nn.Parameter]:
-    """What is trained and clipped besides the gates."""
-    return [p for p in model.parameters() if p.requires_grad and id(p) not in gates]
