@@ -326,7 +326,7 @@ class TestExport:
     def test_bad_requests(self, lowrank: Lowrank, lm: Family, tmp_path: Path):
         words = ("export", lm.trials[0].export, "--out", tmp_path / "x")
         shown = refused(lowrank(*words, "--form", "gguf"), 1)
-        assert shown == "form must be one of factorized, folded, onnx, pt2, got 'gguf'"
+        assert shown == "form must be one of factorized, pivoted, folded, onnx, pt2, got 'gguf'"
         shown = refused(lowrank("export", tmp_path, "--form", "folded", "-o", tmp_path / "x"), 1)
         assert "not a finished lowrank export" in shown
 
