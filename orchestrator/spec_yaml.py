@@ -22,6 +22,7 @@ MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
 """After aliases are expanded: ten aliases of ten aliases, nine levels deep, are a billion."""
 MAX_DEPTH = 40
+_DEPTH_RULE = f"blocks must not nest deeper than {MAX_DEPTH} levels"
 
 Place = tuple[str | int, ...]
 """Keys and list indices from the root: `("tasks", 0, "name")`."""
@@ -43,8 +44,23 @@ _RESOLVERS = [
 _TAG = "tag:yaml.org,2002:"
 
 
+class _TooDeep(Exception):
+    """Blocks in blocks, beyond the limit; with the line."""
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        # not left to the interpreter's own limit, which any library in the process may have raised
+        if self._depth > MAX_DEPTH:
+            raise _TooDeep(self.peek_event().start_mark.line + 1)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)  # type: ignore[arg-type]
+        finally:
+            self._depth -= 1
 
 
 class _Dumper(yaml.SafeDumper):
@@ -127,9 +143,10 @@ def parse(text: str, source: str) -> Document:
         raise SpecError(source, line, [problem]) from error
     except (ValueError, OverflowError) as error:  # an escape beyond Unicode, "\\U00110000"
         raise SpecError(source, None, [f"{source}: not valid YAML: {error}"]) from error
-    except RecursionError as error:
-        problem = f"{source}: blocks must not nest deeper than {MAX_DEPTH} levels"
-        raise SpecError(source, None, [problem]) from error
+    except _TooDeep as error:
+        (line,) = error.args
+        problem = f"{source}:{line}: {_DEPTH_RULE}"
+        raise SpecError(source, line, [problem]) from error
     builder = _Builder(source)
     data = None if node is None else builder.build(node, ())
     if builder.problems:
@@ -210,7 +227,7 @@ class _Builder:
         if self._values > MAX_VALUES:
             rule = f"a spec must not hold more than {MAX_VALUES} values, aliases expanded"
         elif len(place) > MAX_DEPTH:
-            rule = f"blocks must not nest deeper than {MAX_DEPTH} levels"
+            rule = _DEPTH_RULE
         else:
             return
         line = _line(node)

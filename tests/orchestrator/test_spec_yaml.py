@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 
 import pytest
@@ -77,7 +79,11 @@ def test_scalars(text, value):
         ("a: {<<: 3}", "f:1: `<<` merges blocks of keys and values only"),
         ("a: &a [*a]", "must not nest deeper than 40"),
         ("a: &a {<<: *a}", "must not nest deeper than 40"),
-        ("[" * 500, "must not nest deeper than 40"),
+        ("[" * 500, "f:1: blocks must not nest deeper than 40"),
+        (
+            "a:\n" + "".join(" " * n + "- \n" for n in range(60)),
+            "f:42: blocks must not nest deeper",
+        ),
         ("[" * 60 + "]" * 60, "f:1: blocks must not nest deeper than 40"),
     ],
 )
@@ -85,6 +91,22 @@ def test_refused(text, message):
     with pytest.raises(SpecError) as caught:
         parse(text, "f")
     assert message in str(caught.value)
+
+
+def test_the_depth_does_not_hang_on_the_interpreters_limit():
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        with pytest.raises(SpecError, match="f:1: blocks must not nest deeper than 40"):
+            parse("[" * 500, "f")
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_the_deepest_spec_that_may_be_is_read():
+    assert parse("[" * 40 + "]" * 40, "f").data == json.loads("[" * 40 + "]" * 40)
+    with pytest.raises(SpecError, match="deeper than 40"):
+        parse("[" * 42 + "]" * 42, "f")
 
 
 def test_every_duplicate_is_listed_in_order():
