@@ -58,7 +58,7 @@ class _Loader(yaml.SafeLoader):
             raise _TooDeep(self.peek_event().start_mark.line + 1)
         self._depth += 1
         try:
-            return super().compose_node(parent, index)  # type: ignore[arg-type]
+            return super().compose_node(parent, index)
         finally:
             self._depth -= 1
 
