@@ -40,18 +40,6 @@ def layer_shape(module: nn.Module) -> LayerShape:
     return LayerShape(in_features, out_features)
 
 
-def thin_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear for few input features, [*batch, rank] -> [*batch, out_features].
-
-    On a CPU torch copies the bias over the whole output before a product in single precision adds
-    to it. That is nothing beside a large product and a third of a thin one; to add the bias to the
-    product costs half as much (docs/results/speed.md).
-    """
-    if bias is None or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
-        return F.linear(hidden, weight, bias)
-    return F.linear(hidden, weight).add_(bias)
-
-
 class LowRankLinear(nn.Linear):
     """y = (x Qᵀ) Pᵀ + b: what a pruned layer is at inference. No gate, two plain products.
 
@@ -81,7 +69,7 @@ class LowRankLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[*batch, in_features] -> [*batch, out_features]."""
-        return thin_linear(F.linear(input, self.projection), self.weight, self.bias)
+        return F.linear(F.linear(input, self.projection), self.weight, self.bias)
 
     def as_two_layers(self) -> nn.Sequential:
         """The same as two nn.Linear, which share the parameters: for tools that replace these."""
@@ -186,7 +174,7 @@ class GatedLinear(PrunedLinear, GatedFactors):
         if self._is_cheaper_multiplied_out(x.numel() // x.shape[-1]):
             return F.linear(x, (self.up * self.gate().to(self.up.dtype)) @ self.down, self.bias)
         hidden = F.linear(x, self.down)
-        return thin_linear(hidden * self.gate().to(hidden.dtype), self.up, self.bias)
+        return F.linear(hidden * self.gate().to(hidden.dtype), self.up, self.bias)
 
     def _is_cheaper_multiplied_out(self, rows: int) -> bool:
         """Whether P diag(z) Q takes fewer products than it saves on these rows of x. Only above
