@@ -146,8 +146,8 @@ def says(form: str, num_bytes: int, small: Size, dense: Size) -> str:
         return f"{share}; loads in transformers once lowrank-orchestrator is installed"
     if form == "pivoted":
         return (
-            f"{share} (the factorized form has {small.num_bytes:,}), and it loads like that form; "
-            "where the order of outputs cannot be absorbed a pass takes longer: measure it"
+            f"{share} (the factorized form has {small.num_bytes:,}, loads in the same way and is "
+            "faster, for outputs have to be put back into their order here)"
         )
     if form == "folded":
         return (

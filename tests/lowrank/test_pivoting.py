@@ -94,6 +94,18 @@ def test_pivots_bound_all_coefficients(rows, rank, seed):
     assert abs(torch.linalg.det(basis[pivots])) >= best / (1.05**rank * rank ** (rank / 2))
 
 
+def test_rows_as_they_come_would_be_bad_pivots():
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(768, 192, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(random).Q
+
+    def largest(pivots):
+        return torch.linalg.solve(basis[pivots], basis, left=False).abs().max()
+
+    assert largest(torch.arange(192)) > 5
+    assert largest(pivot_rows(basis)) <= GROWTH
+
+
 def test_gradients_are_those_of_the_function():
     small = pivoted(low_rank(6, 4, 2))
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
