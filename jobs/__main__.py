@@ -254,7 +254,7 @@ def export(
     lowrank-orchestrator and writes `import lowrank.auto`. Generation with a cache, half precision,
     further training. Take this one if you can.
 
-    [bold]pivoted[/bold]  the same with r x r numbers less for rank r, and slower: for the size of the file.
+    [bold]pivoted[/bold]  the same, r x r numbers less for rank r, and slower: for small files.
 
     [bold]folded[/bold]  needs nothing but transformers. The factors are multiplied out: on disk, in
     memory and in time it is the dense model again, with the compressed model's answers.

@@ -15,6 +15,7 @@ from lowrank.embedding import LowRankEmbedding
 from lowrank.graphs import Logits, example_inputs, input_names
 from lowrank.linear import LowRankLinear
 from lowrank.onnx import PACKAGES, check_installed, expected_products, products, save_onnx
+from lowrank.pivoted import PivotedLinear
 from tests.lowrank import relative_error, tiny_gpt2
 from tests.lowrank.test_auto import compacted
 from tests.lowrank.test_graphs import SHAPES
@@ -22,7 +23,15 @@ from tests.lowrank.test_graphs import SHAPES
 for package in PACKAGES:
     pytest.importorskip(package, reason="the extra `onnx` is not installed")
 
-KINDS = ["gpt2 with embedding", "llama", "bert with embedding", "narrow bert", "sliced gpt2"]
+KINDS = [
+    "gpt2 with embedding",
+    "llama",
+    "bert with embedding",
+    "narrow bert",
+    "sliced gpt2",
+    "pivoted bert",
+]
+FACTORED = LowRankLinear | PivotedLinear
 
 
 @pytest.fixture(params=KINDS, scope="module")
@@ -69,12 +78,12 @@ def test_every_factorized_layer_is_two_products(exported):
     model, path = exported
     graph = onnx.load(path)
     assert expected_products(model) <= products(graph)
-    layers = [m for m in model.modules() if isinstance(m, LowRankLinear)]
+    layers = [m for m in model.modules() if isinstance(m, FACTORED)]
     tables = [m for m in model.modules() if isinstance(m, LowRankEmbedding)]
     dense = [
         m
         for m in model.modules()
-        if not isinstance(m, LowRankLinear | LowRankEmbedding)
+        if not isinstance(m, FACTORED | LowRankEmbedding)
         and (isinstance(m, torch.nn.Linear) or type(m).__name__ in ("Conv1D", "SlicedLinear"))
     ]
     # counted by hand: two per factorized layer, one per embedding (the other is a look-up)
