@@ -88,6 +88,7 @@ def test_every_factorized_layer_is_two_products(exported):
     ]
     # counted by hand: two per factorized layer, one per embedding (the other is a look-up)
     assert products(graph).total() == 2 * len(layers) + len(tables) + len(dense)
+    assert expected_products(model).total() == 2 * len(layers) + len(tables)
     full = {tuple(sorted((m.in_features, m.out_features))) for m in layers}
     assert not full & set(products(graph)) - {tuple(sorted(m.weight.shape)) for m in dense}
 
