@@ -6,14 +6,13 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from lowrank import (
     Agp,
     ExportError,
     FlopL0,
-    LowRankError,
     LowRankLinear,
     Pruner,
     SlicedLinear,
@@ -27,72 +26,9 @@ from lowrank.export import (
     is_finite,
     num_stored_parameters,
     read_manifest,
-    sha256_of,
 )
-from tests.lowrank import mlp, scramble_gates, tiny_bert, tiny_gpt2, token_ids
-
-
-def pruned(model, density=0.5):
-    pruner = Pruner(model, FlopL0(density=density))
-    scramble_gates(pruner)
-    return pruner.finish().eval()
-
-
-def assert_same(actual, expected):
-    """The same names, shapes, dtypes and bits."""
-    actual, expected = actual.state_dict(), expected.state_dict()
-    assert list(actual) == list(expected)
-    for name, value in expected.items():
-        assert actual[name].dtype == value.dtype, name
-        assert torch.equal(actual[name], value), name
-
-
-class Tied(nn.Module):
-    """A shared layer, a tied head, a layer that is not pruned and buffers."""
-
-    def __init__(self, tie=True):
-        super().__init__()
-        self.embedding = nn.Embedding(7, 8)
-        self.first = self.again = nn.Linear(8, 8)
-        self.norm = nn.BatchNorm1d(8)
-        self.head = nn.Linear(8, 7, bias=False)
-        if tie:
-            self.head.weight = self.embedding.weight
-
-    def forward(self, ids):
-        return self.head(self.norm(self.again(torch.tanh(self.first(self.embedding(ids))))))
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """One layer kept dense, two of rank 2 and 3; and the folder."""
-    small = mlp(0).eval()
-    small[2], small[4] = LowRankLinear(12, 12, rank=2), LowRankLinear(12, 12, rank=3)
-    return small, save(small, tmp_path / "model")
-
-
-def edit_manifest(folder, change):
-    manifest = json.loads((folder / MANIFEST).read_text())
-    change(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-
-
-def edit_weights(folder, change, seal=True):
-    """Change the tensors; by default make the manifest agree, so that a later check must notice."""
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS)
-    if seal:
-
-        def agree(manifest):
-            manifest["weights_sha256"] = sha256_of(folder / WEIGHTS)
-            manifest["tensors"] = {
-                name: [str(value.dtype).removeprefix("torch."), list(value.shape)]
-                for name, value in tensors.items()
-            }
-
-        edit_manifest(folder, agree)
-
+from tests.lowrank import mlp, tiny_bert, tiny_gpt2, token_ids
+from tests.lowrank.exports import Tied, assert_same, edit_manifest, edit_weights, pruned, refuses
 
 # --- what comes back
 
@@ -305,183 +241,6 @@ def test_a_tensor_that_is_not_finite_is_not_saved(value, tmp_path):
     with pytest.raises(ExportError, match=r"^2\.bias: a saved model must be finite"):
         save(model, tmp_path / "model")
     assert not (tmp_path / "model").exists()
-
-
-# --- what is not loaded
-
-
-def refuses(folder, message, model=None):
-    with pytest.raises(ExportError, match=message):
-        load(mlp(1) if model is None else model, folder)
-
-
-def test_an_export_error_is_of_the_library():
-    assert issubclass(ExportError, LowRankError)
-
-
-def test_a_missing_tensor_is_named(saved):
-    _, folder = saved
-    edit_weights(folder, lambda tensors: tensors.pop("2.bias"))
-    refuses(folder, r"does not fit this model; missing: 2\.bias$")
-
-
-def test_an_unexpected_tensor_is_named(saved):
-    _, folder = saved
-    edit_weights(folder, lambda tensors: tensors.update(extra=torch.ones(2)))
-    refuses(folder, r"does not fit this model; unexpected: extra$")
-
-
-def test_a_renamed_tensor_is_named_twice(saved):
-    _, folder = saved
-    edit_weights(folder, lambda tensors: tensors.update({"2.b": tensors.pop("2.bias")}))
-    refuses(folder, r"missing: 2\.bias; unexpected: 2\.b$")
-
-
-def test_a_reshaped_tensor_is_named(saved):
-    _, folder = saved
-    edit_weights(folder, lambda tensors: tensors.update({"2.bias": torch.ones(11)}))
-    refuses(folder, r"of another shape: 2\.bias$")
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_tensor_that_is_not_finite_is_named(saved, value):
-    _, folder = saved
-    edit_weights(folder, lambda tensors: tensors["2.bias"].fill_(value))
-    refuses(folder, r"2\.bias holds NaN or infinity")
-
-
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        (lambda tensors: tensors.pop("2.bias"), r"2\.bias"),
-        (lambda tensors: tensors.update(extra=torch.ones(2)), "extra"),
-        (lambda tensors: tensors.update({"2.bias": torch.ones(11)}), r"2\.bias"),
-        (
-            lambda tensors: tensors.update({"2.bias": tensors["2.bias"].half()}),
-            r"2\.bias",
-        ),
-    ],
-)
-def test_weights_that_differ_from_the_manifest_are_named(saved, change, name):
-    _, folder = saved
-    edit_weights(folder, change, seal=False)
-    refuses(folder, f"differs from the manifest in {name} ")
-
-
-def test_one_changed_value_breaks_the_checksum(saved):
-    _, folder = saved
-    edit_weights(folder, lambda tensors: tensors["2.bias"].add_(1), seal=False)
-    refuses(folder, rf"{WEIGHTS}: SHA-256 is [0-9a-f]{{64}}, the manifest says [0-9a-f]{{64}}")
-
-
-def test_one_flipped_bit_breaks_the_checksum(saved):
-    _, folder = saved
-    content = bytearray((folder / WEIGHTS).read_bytes())
-    content[-4] ^= 1  # the lowest bit of the last number
-    (folder / WEIGHTS).write_bytes(content)
-    refuses(folder, "SHA-256")
-
-
-def test_a_wrong_checksum_in_the_manifest_is_noticed(saved):
-    _, folder = saved
-    edit_manifest(folder, lambda manifest: manifest.update(weights_sha256="0" * 64))
-    refuses(folder, "SHA-256 is .*, the manifest says 0000")
-
-
-@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
-def test_truncated_weights_are_refused(saved, keep):
-    _, folder = saved
-    content = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(content[: int(keep * len(content))])
-    refuses(folder, f"{WEIGHTS}: not a whole safetensors file")
-
-
-def test_missing_files_are_named(saved):
-    _, folder = saved
-    (folder / WEIGHTS).unlink()
-    refuses(folder, f"{WEIGHTS}: no such file")
-    (folder / MANIFEST).unlink()
-    refuses(folder, f"{MANIFEST}: no such file; not a finished lowrank export")
-
-
-@pytest.mark.parametrize("text", ["", "{", "not JSON", b"\xff\xfe"])
-def test_a_manifest_that_is_no_json_is_refused(saved, text):
-    _, folder = saved
-    content = text if isinstance(text, bytes) else text.encode()
-    (folder / MANIFEST).write_bytes(content)
-    refuses(folder, f"{MANIFEST}: cannot be read as JSON")
-
-
-@pytest.mark.parametrize("text", ["[]", "1", "null", "{}", '{"schema_version": 1}'])
-def test_a_manifest_of_another_form_is_refused(saved, text):
-    _, folder = saved
-    (folder / MANIFEST).write_text(text)
-    refuses(folder, f"{MANIFEST}: a manifest has the keys")
-
-
-@pytest.mark.parametrize("key", ["weights_sha256", "layers", "aliases", "tensors", "metadata"])
-def test_a_manifest_entry_of_the_wrong_type_is_named(saved, key):
-    _, folder = saved
-    edit_manifest(folder, lambda manifest: manifest.update({key: [1]}))
-    refuses(folder, f"{MANIFEST}: {key} must be of type")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda m: m["layers"].update({"0": {"rank": 1}}), "layer '0': must have a form, one of"),
-        (lambda m: m["layers"].update({"0": 3}), "layer '0': must have a form, one of"),
-        (lambda m: m["layers"]["2"].update(rank=0), "layer '2': rank >= 1"),
-        (lambda m: m["layers"]["2"].update(rank="2"), "layer '2': rank >= 1"),
-        (lambda m: m["layers"]["2"].update(rank=4), "of another shape: 2.projection"),
-        (lambda m: m["layers"]["2"].update(bias=False), "unexpected: 2.bias"),
-        (lambda m: m["layers"].pop("2"), "unexpected: 2.projection; of another shape: 2.weight"),
-        (lambda m: m["layers"].update({"7": m["layers"]["2"]}), "layer '7' .* does not exist"),
-        (lambda m: m["layers"].update({"1": m["layers"]["2"]}), "layer '1' .* does not exist"),
-        (lambda m: m["aliases"].update({"a": "b"}), "alias 'a' of a missing tensor 'b'"),
-        (lambda m: m["aliases"].update({"a": "0.bias"}), "unexpected: a"),
-        (lambda m: m.update(schema_version=4), "schema version 3 is read here, got 4"),
-    ],
-)
-def test_a_manifest_with_a_wrong_entry_is_refused(saved, change, message):
-    _, folder = saved
-    edit_manifest(folder, change)
-    refuses(folder, message)
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (lambda: mlp(width=13), r"\(12, 12\) features in the export, \(13, 13\) in this model"),
-        (lambda: mlp(depth=2), r"layer '4' of the export does not exist in this model"),
-        (lambda: mlp(depth=4), r"missing: 6\.bias, 6\.weight"),
-        (lambda: nn.Linear(12, 12), "does not exist in this model"),
-        (nn.Identity, "does not exist in this model"),
-        (tiny_bert, "does not exist in this model"),
-    ],
-)
-def test_another_architecture_is_refused(saved, model, message):
-    _, folder = saved
-    refuses(folder, message, model())
-
-
-def test_a_model_that_is_still_gated_is_refused(saved):
-    _, folder = saved
-    pruner = Pruner(mlp(), FlopL0(density=0.5))
-    refuses(folder, "does not exist in this model", pruner.model)
-
-
-def test_an_untied_export_is_not_loaded_into_a_tied_model(tmp_path):
-    untied = Tied(tie=False)
-    assert not torch.equal(untied.head.weight, untied.embedding.weight)
-    folder = save(untied, tmp_path)
-    refuses(folder, r"tied in this model, not in the export: head\.weight", Tied())
-    assert_same(load(Tied(tie=False), folder), untied)
-
-
-def test_only_the_first_offenders_are_listed(tmp_path):
-    folder = save(mlp(depth=1), tmp_path)
-    refuses(folder, r"missing: (\d\.\w+, ){4}\d\.\w+ and 3 more$", mlp(depth=5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
