@@ -91,7 +91,7 @@ def results(path: Path, overrides: Sequence[str], task_name: str | None, out: Pa
         write_results,
     )
     from orchestrator.tracking import default_tracking_uri
-    from orchestrator.tracking_read import RunReader
+    from orchestrator.tracking.reading import RunReader
 
     spec = load_spec(path, overrides)
     tasks = [_task(spec, task_name)] if task_name else spec.tasks

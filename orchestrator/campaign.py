@@ -33,7 +33,7 @@ from orchestrator.search import expected_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec
 from orchestrator.spec_search import ComparedMethod
-from orchestrator.tracking import RunWriter, Tracking, default_tracking_uri
+from orchestrator.tracking import RunWriter, Tracking, TrackingAway, default_tracking_uri
 from orchestrator.training_stage import TrainingStage
 
 logger = logging.getLogger(__name__)
@@ -82,12 +82,12 @@ class Campaign:
             try:
                 return self._stages(stack)
             except KeyboardInterrupt:
-                self.tracking.sweep("KILLED", "interrupted")
+                self._close_runs("KILLED", "interrupted")
                 raise Interrupted(
                     "interrupted; what is finished is kept, and the same command goes on from there"
                 ) from None
             except BaseException as error:
-                self.tracking.sweep("FAILED", str(error))
+                self._close_runs("FAILED", str(error))
                 raise
 
     def _stages(self, stack: ExitStack) -> CampaignResult:
@@ -105,7 +105,7 @@ class Campaign:
         )
         for state in states:
             setting = {"data": state.data.info, "hardware": hardware(site.available)}
-            RunWriter(self.tracking_uri, state.run_id).setting(setting)
+            self.tracking.writer(state.run_id).setting(setting)
             cluster.check_fits(self.spec.resources_of(state.task), site.available, state.task.name)
         for state in states:
             TrainingStage(site).run(state)
@@ -116,15 +116,29 @@ class Campaign:
             site, states, self.registry_uri, self.started, time.monotonic() - self._clock
         )
         for state in states:
-            RunWriter(self.tracking_uri, state.run_id).end("FINISHED")
+            self.tracking.writer(state.run_id).end("FINISHED")
         return result
 
     def _open_tracking(self) -> Tracking:
-        tracking = Tracking(self.tracking_uri, self.spec.name, self.layout.artifacts)
+        tracking = Tracking(
+            self.tracking_uri,
+            self.spec.name,
+            self.layout.artifacts,
+            wait_s=60 * self.spec.tracking.wait_minutes,
+            say=self.progress.line,
+        )
         left = tracking.sweep("KILLED", "its driver ended without closing it")
         if left:
             self.progress.line(f"{left} runs of an earlier, killed driver marked as KILLED")
         return tracking
+
+    def _close_runs(self, status: str, reason: str) -> None:
+        """End what still runs in MLflow, unless it is away: then the next start ends it."""
+        self.tracking.hurry()
+        try:
+            self.tracking.sweep(status, reason)
+        except TrackingAway as error:
+            self.progress.line(f"runs are left open until the next start: {error}")
 
     def _prepare(self, task: AnyTask) -> TaskState:
         self.progress.line(f"{task.name}: reading data")
@@ -216,7 +230,7 @@ class Campaign:
 
     def _writer(self, record: ModelRecord) -> RunWriter:
         assert record.mlflow_run_id is not None
-        return RunWriter(self.tracking_uri, record.mlflow_run_id)
+        return self.tracking.writer(record.mlflow_run_id)
 
     def _keep(self, record: ModelRecord) -> None:
         """Write a record that has grown; last, since what it holds is not measured again."""

@@ -17,7 +17,6 @@ from orchestrator.records import CampaignResult, Promotion, TaskResult
 from orchestrator.registry import Registry
 from orchestrator.report import write_front_figure, write_report
 from orchestrator.selection import choose
-from orchestrator.tracking import RunWriter
 
 
 def conclude(
@@ -58,7 +57,9 @@ def _promote(site: Site, state: TaskState, result: TaskResult, registry_uri: str
     if chosen is None:
         return result
     try:
-        promotion = register_and_promote(
+        # every step of it looks first whether it is done, so all of it can be done again
+        promotion = site.tracking.patience.ask(
+            register_and_promote,
             site.spec,
             state.task,
             chosen,
@@ -80,7 +81,7 @@ def _promote(site: Site, state: TaskState, result: TaskResult, registry_uri: str
 def _publish(site: Site, states: list[TaskState], campaign: CampaignResult) -> None:
     """The report and each task's front, choice and dense figures, on its parent run."""
     for state, result in zip(states, campaign.tasks, strict=True):
-        writer = RunWriter(site.tracking.uri, state.run_id)
+        writer = site.tracking.writer(state.run_id)
         figure = site.layout.root / f"front-{result.task}.png"
         write_front_figure(result, figure)
         for path in (figure, site.layout.report, site.layout.result):
@@ -95,7 +96,7 @@ def _publish(site: Site, states: list[TaskState], campaign: CampaignResult) -> N
         on_front = set(result.choice.front)
         for record in result.trials:
             if record.mlflow_run_id is not None:
-                RunWriter(site.tracking.uri, record.mlflow_run_id).tags(
+                site.tracking.writer(record.mlflow_run_id).tags(
                     {
                         "pareto_front": str(record.key in on_front).lower(),
                         "chosen": str(record.key == result.choice.key).lower(),

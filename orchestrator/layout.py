@@ -25,6 +25,7 @@ class Layout:
         spec.yaml, result.json, report.html
         models/KEY/                    exported model and its record.json
         snapshots/KEY/                 states of a training that is not finished, to go on from
+        journal/KEY.jsonl              its curve, until all of it is in MLflow
         train/, tune/                  Ray's own state: needed only while trials run
     """
 
@@ -68,6 +69,9 @@ class Layout:
 
     def snapshots(self, key: str) -> Path:
         return self.root / "snapshots" / key
+
+    def journal(self, key: str) -> Path:
+        return self.root / "journal" / f"{key}.jsonl"
 
     def record(self, key: str) -> Path:
         return self.model(key) / RECORD

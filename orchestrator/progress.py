@@ -91,6 +91,8 @@ def tune_callback(progress: Progress, names: dict[str, str]) -> Any:
                 progress.step(who, result)
             elif result.get("failure"):
                 progress.done(who, f"FAILED, {result['failure']}")
+            elif result.get("unrecorded"):
+                progress.done(who, "trained; MLflow does not answer, its run is written later")
             else:
                 progress.done(who, f"finished, validation {result['quality']:.4f}")
 

@@ -285,6 +285,10 @@ class TrackingSpec(Block):
     """MLflow tracking URI; by default SQLite under `storage`."""
     registry: str | None = None
     """MLflow registry URI; by default the tracking URI."""
+    wait_minutes: float = Field(60, ge=0, le=10080)
+    """How long a server that was there and does not answer is asked again, while trainings go on;
+    then the campaign ends, and the same command goes on. An hour spans a server's upgrade and a
+    database's failover."""
 
 
 class CampaignSpec(Block):

@@ -49,7 +49,8 @@ def dump_spec(spec: CampaignSpec, *, redact: bool = False) -> str:
     values = spec.model_dump(mode="json")
     if redact:
         tracking = values["tracking"]
-        values["tracking"] = {key: uri and redact_uri(uri) for key, uri in tracking.items()}
+        for name in ("uri", "registry"):
+            tracking[name] = tracking[name] and redact_uri(tracking[name])
     return dump(values)
 
 

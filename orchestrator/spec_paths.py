@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.spec import CampaignSpec, TrackingSpec
+from orchestrator.spec import CampaignSpec
 from orchestrator.spec_errors import Problem
 from orchestrator.spec_yaml import Document, Place
 
@@ -44,8 +44,11 @@ def resolve_inputs(document: Document) -> list[Problem]:
 
 def resolve_outputs(spec: CampaignSpec) -> CampaignSpec:
     """The same spec with `storage` and the tracking URIs made absolute."""
-    tracking = TrackingSpec(
-        uri=_absolute_uri(spec.tracking.uri), registry=_absolute_uri(spec.tracking.registry)
+    tracking = spec.tracking.model_copy(
+        update={
+            "uri": _absolute_uri(spec.tracking.uri),
+            "registry": _absolute_uri(spec.tracking.registry),
+        }
     )
     return spec.model_copy(
         update={"storage": _absolute_storage(spec.storage), "tracking": tracking}

@@ -9,13 +9,14 @@ from typing import Any
 from orchestrator import cluster
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.errors import TrialError
+from orchestrator.launch import Launch
 from orchestrator.progress import tune_callback
+from orchestrator.recording import record_model, trained
 from orchestrator.records import FailedTrial, ModelRecord
 from orchestrator.search import TrialPlan, dense_key, expected_trials, plan_trials
 from orchestrator.spec import content_hash
 from orchestrator.tasks import make_task
-from orchestrator.tracking import RunWriter
-from orchestrator.trial import Launch, tune_trial
+from orchestrator.trial import tune_trial
 
 
 class TrainingStage:
@@ -56,8 +57,11 @@ class TrainingStage:
         if record is not None:
             self.site.progress.done(name, "already finished", reused=True)
             return record
-        self._run_trials(state, {name: self._launch(state, key, None)}, 1)
-        record = self._existing(key)
+        launch = self._launch(state, key, None)
+        record = self._taken_up(name, launch)
+        if record is None:
+            self._run_trials(state, {name: launch}, 1)
+            record = self._recorded(launch)
         if record is None:
             reason = state.failed[-1].reason if state.failed else "no record was left"
             raise TrialError(f"the dense reference of task {state.task.name} failed: {reason}", key)
@@ -73,9 +77,13 @@ class TrainingStage:
             record = self._existing(plan.key)
             if record is not None:
                 self.site.progress.done(name, "already finished", reused=True)
-                records[plan.key] = record
             else:
-                launches[name] = self._launch(state, plan.key, plan)
+                launch = self._launch(state, plan.key, plan)
+                record = self._taken_up(name, launch)
+                if record is None:
+                    launches[name] = launch
+            if record is not None:
+                records[plan.key] = record
         if not launches:
             return
         resources = self.site.spec.resources_of(state.task)
@@ -83,11 +91,10 @@ class TrainingStage:
         self._run_trials(state, launches, concurrent)
         failed = {trial.key for trial in state.failed}
         for launch in launches.values():
-            key = launch.job["key"]
-            record = self._existing(key)
+            record = None if launch.key in failed else self._recorded(launch)
             if record is not None:
-                records[key] = record
-            elif key not in failed:
+                records[launch.key] = record
+            elif launch.key not in failed:
                 state.failed.append(_failure(launch, "no record was left"))
 
     def _existing(self, key: str) -> ModelRecord | None:
@@ -96,6 +103,24 @@ class TrainingStage:
         if path.exists() and self.site.tracking.finished(key):
             return ModelRecord.load(path)
         return None
+
+    def _taken_up(self, name: str, launch: Launch) -> ModelRecord | None:
+        """Of a model that an earlier campaign trained, but whose run it could not end."""
+        record = self._recorded(launch)
+        if record is not None:
+            self.site.progress.done(name, "already trained; its run is written", reused=True)
+        return record
+
+    def _recorded(self, launch: Launch) -> ModelRecord | None:
+        """The record of a model whose files are there; a run that MLflow lacks is written now, and
+        a server that is away is waited for."""
+        record = self._existing(launch.key)
+        if record is not None:
+            return record
+        record = trained(launch)
+        if record is None:
+            return None
+        return record_model(launch, record, self.site.tracking.writer(launch.run_id))
 
     def _launch(self, state: TaskState, key: str, plan: TrialPlan | None) -> Launch:
         """A job with its MLflow run; without a plan that of the dense reference."""
@@ -146,7 +171,7 @@ class TrainingStage:
         """Tune runs one trial per launch; failures are kept with their reason."""
         from ray import tune
 
-        names = {launch.job["key"]: name for name, launch in launches.items()}
+        names = {launch.key: name for name, launch in launches.items()}
         tuner = tune.Tuner(
             tune.with_resources(tune_trial, {cluster.DRIVER: 1}),
             param_space={"launch": tune.grid_search([asdict(v) for v in launches.values()])},
@@ -167,14 +192,14 @@ class TrainingStage:
             failure = (result.metrics or {}).get("failure")
             if result.error is not None:
                 failure = f"{type(result.error).__name__}: {str(result.error).splitlines()[-1]}"
-                RunWriter(self.site.tracking.uri, launch["run_id"]).end("FAILED", failure)
             if failure:
+                self.site.tracking.writer(launch["run_id"]).end("FAILED", failure)
                 state.failed.append(_failure(Launch(**launch), failure))
 
 
 def _failure(launch: Launch, reason: str) -> FailedTrial:
     return FailedTrial(
-        key=launch.job["key"],
+        key=launch.key,
         task=launch.job["task"]["name"],
         config=launch.job["method"],
         reason=reason,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import CampaignError, TrialError
-from orchestrator.layout import Layout
+from orchestrator.launch import Launch
+from orchestrator.recording import record_model, trained
 from orchestrator.records import ModelRecord
 from orchestrator.spec import Resources
+from orchestrator.tracking import RunWriter, TrackingAway
+from orchestrator.tracking.journal import CurveSink, Journal
+from orchestrator.tracking.patience import Patience
 
 logger = logging.getLogger(__name__)
 
@@ -20,45 +24,15 @@ MAX_FAILURES = 2
 again."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """Where and with what a job runs; travels to the trial's process."""
-
-    job: dict[str, Any]
-    """Fields of `train_loop.Job`."""
-    storage: str
-    campaign: str
-    resources: dict[str, Any]
-    tracking_uri: str
-    run_id: str
-    metric: str
-    """Name of the task's metric, for the keys of the curves."""
-    dense_record: str | None = None
-    """record.json of the dense reference; None for a dense job."""
-    method_name: str = ""
-    """Goes into the record; the job itself has no use for it."""
-
-    @property
-    def layout(self) -> Layout:
-        return Layout(Path(self.storage), self.campaign)
-
-
 def worker(config: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs. Returns the reason if the job itself is at fault."""
     from lowrank.errors import LowRankError
     from orchestrator.job import Job
-    from orchestrator.tracking import RunWriter
     from orchestrator.train_loop import run_job
     from orchestrator.workers import RayWorkers
 
     workers = RayWorkers()
-    sink = None
-    if workers.rank == 0:
-        writer = RunWriter(config["tracking_uri"], config["run_id"])
-
-        def sink(points: Any) -> None:
-            writer.points(points, config["metric"])
-
+    sink = _sink(config) if workers.rank == 0 else None
     try:
         run_job(Job(**config["job"]), workers, sink)
     except (CampaignError, LowRankError) as error:
@@ -67,27 +41,33 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
     return {"failure": None}
 
 
+def _sink(config: dict[str, Any]) -> CurveSink:
+    """Where the first worker's curve goes; a store that is away does not hold it up."""
+    uri, metric = config["tracking_uri"], config["metric"]
+    writer = RunWriter(uri, config["run_id"], Patience(uri))
+    return CurveSink(Journal(Path(config["journal"])), lambda points: writer.points(points, metric))
+
+
 def run_launch(launch: Launch, callbacks: list[Any] | None = None) -> ModelRecord:
     """Train one model on its workers, bring its files home, and write its MLflow run.
 
     Raises:
         TrialError: Training failed; the run is ended as FAILED.
+        TrackingAway: The model is home, its run has still to be written.
     """
-    from orchestrator.tracking import RunWriter
-
     writer = RunWriter(launch.tracking_uri, launch.run_id)
     try:
-        record = _fit(launch, callbacks or [])
-        record = _log(launch, record, writer)
-    except CampaignError as error:
-        writer.end("FAILED", str(error))
+        record = trained(launch) or _fit(launch, callbacks or [])
+        return record_model(launch, record, writer)
+    except TrackingAway:
         raise
     except Exception as error:
-        writer.end("FAILED", f"{type(error).__name__}: {error}")
+        known = isinstance(error, CampaignError)
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        # who launched it ends the run as well, and can wait longer
+        with contextlib.suppress(TrackingAway):
+            writer.end("FAILED", reason)
         raise
-    # the last thing written: a FINISHED run with a record is a model that needs nothing more
-    writer.end("FINISHED")
-    return record
 
 
 def tune_trial(config: dict[str, Any]) -> None:
@@ -98,6 +78,10 @@ def tune_trial(config: dict[str, Any]) -> None:
     launch = Launch(**config["launch"])
     try:
         record = run_launch(launch, [TuneReportCallback()])
+    except TrackingAway as error:
+        logger.warning("%s", error)
+        tune.report({"ended": 1, "failure": None, "unrecorded": True})
+        return
     except TrialError as error:
         tune.report({"ended": 1, "failure": str(error)})
         return
@@ -115,7 +99,7 @@ def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
-    layout, key = launch.layout, launch.job["key"]
+    layout, key = launch.layout, launch.key
     # training goes on from its own snapshots; of Ray's state, what a killed attempt left is of no
     # use, and a file that Ray was writing when it died would stop the controller
     shutil.rmtree(layout.train / key, ignore_errors=True)
@@ -126,6 +110,7 @@ def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
             "tracking_uri": launch.tracking_uri,
             "run_id": launch.run_id,
             "metric": launch.metric,
+            "journal": str(layout.journal(key)),
         },
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
@@ -161,27 +146,6 @@ def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
     shutil.rmtree(layout.train / key, ignore_errors=True)
     SnapshotStore(layout.snapshots(key)).clear()
     return ModelRecord.load(layout.record(key))
-
-
-def _log(launch: Launch, record: ModelRecord, writer: Any) -> ModelRecord:
-    from orchestrator.export_model import with_densities
-
-    home = launch.layout.model(record.key)
-    record = replace(
-        record,
-        export=str(home),
-        mlflow_run_id=launch.run_id,
-        method_name=launch.method_name,
-    )
-    if launch.dense_record is not None:
-        dense = ModelRecord.load(Path(launch.dense_record))
-        record = replace(record, densities=with_densities(record, dense))
-    uri = writer.model(home, launch.job["task"]["kind"], {"size": asdict(record.size)})
-    record = replace(record, model_uri=uri)
-    writer.tags({"model_uri": uri, "export": str(home)})
-    writer.record(record)
-    record.save(home / "record.json")
-    return record
 
 
 def _innermost(error: BaseException) -> str:

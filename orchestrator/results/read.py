@@ -12,8 +12,8 @@ from orchestrator.records import Choice, FailedTrial, ModelRecord, TaskResult
 from orchestrator.report_methods import Runs, compared_runs
 from orchestrator.search import TrialPlan, dense_key, expected_trials, plan_trials
 from orchestrator.spec import CampaignSpec, MethodSpec
-from orchestrator.tracking import flat
-from orchestrator.tracking_read import LoggedRun, RunReader
+from orchestrator.tracking.reading import LoggedRun, RunReader
+from orchestrator.tracking.writer import flat
 
 
 class NotStartedError(CampaignError):

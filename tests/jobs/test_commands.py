@@ -373,7 +373,7 @@ class TestAfterARun:
         trials = []
         for record in lm.trials:
             run = tracking.model_run(record.key, "p", record.key, {}, {})
-            uri = RunWriter(store, run).model(Path(record.export), lm.task.kind, {})
+            uri = RunWriter(store, run).model(record, lm.task.kind)
             trials.append(replace(record, mlflow_run_id=run, model_uri=uri))
             registry.set_candidate(name, registry.register(name, trials[-1], {}))
         choice = Choice(

@@ -11,8 +11,9 @@ from typing import Any
 from orchestrator.records import CurvePoint, Densities, Metric, ModelRecord, Size, Speed
 from orchestrator.search import TrialPlan, dense_key, plan_trials
 from orchestrator.spec import CampaignSpec
-from orchestrator.tracking import RunWriter, Tracking, flat
-from orchestrator.tracking_read import LoggedRun, RunReader
+from orchestrator.tracking import RunWriter, Tracking
+from orchestrator.tracking.reading import LoggedRun, RunReader
+from orchestrator.tracking.writer import flat
 
 DATA = "5b1e0d7c9a3f4e21"
 BITS = Metric(name="bits_per_character", higher_is_better=False)

@@ -38,9 +38,7 @@ class Desk:
     def logged(self, index: int) -> ModelRecord:
         record = self.family.trials[index]
         run = self.tracking.model_run(record.key, "p", record.key, {}, {})
-        uri = RunWriter(self.tracking.uri, run).model(
-            Path(record.export), self.family.task.kind, {}
-        )
+        uri = RunWriter(self.tracking.uri, run).model(record, self.family.task.kind)
         return replace(record, mlflow_run_id=run, model_uri=uri)
 
     def spec(self, *gates: str) -> CampaignSpec:

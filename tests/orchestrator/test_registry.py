@@ -26,7 +26,7 @@ def logged(store: str, tmp_path: Path, lm: Family) -> list[ModelRecord]:
     records = []
     for record in lm.trials:
         run = tracking.model_run(record.key, "p", record.key, {}, {})
-        uri = RunWriter(store, run).model(Path(record.export), lm.task.kind, {})
+        uri = RunWriter(store, run).model(record, lm.task.kind)
         records.append(replace(record, mlflow_run_id=run, model_uri=uri))
     return records
 

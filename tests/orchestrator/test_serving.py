@@ -73,7 +73,7 @@ def served(store: str, tmp_path: Path, lm: Family, classes: Family, scores: Fami
     made = []
     for family in (lm, classes, scores):
         writer = RunWriter(store, tracking.model_run(family.task.name, "p", "n", {}, {}))
-        uri = writer.model(Path(family.trials[0].export), family.task.kind, {})
+        uri = writer.model(family.trials[0], family.task.kind)
         root = tmp_path / "artifacts" / "campaign" / "models" / uri.removeprefix("models:/")
         files = [path for path in root.rglob("*") if path.is_file()]
         made.append(Served(family, uri, files))
@@ -233,7 +233,7 @@ def test_a_server_answers_over_http_like_the_model_in_process(
     """`mlflow models serve` in this environment, on a port that is free."""
     tracking = Tracking(store, "campaign", tmp_path / "artifacts")
     writer = RunWriter(store, tracking.model_run("served", "p", "n", {}, {}))
-    uri = writer.model(Path(classes.trials[0].export), classes.task.kind, {})
+    uri = writer.model(classes.trials[0], classes.task.kind)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -42,7 +42,8 @@ def test_valid_spec(tmp_path):
 
 
 def test_dump_loads_back_equal(tmp_path):
-    spec = load_spec(write_spec(tmp_path))
+    spec = load_spec(write_spec(tmp_path), ["tracking.wait_minutes=7"])
+    assert spec.tracking.wait_minutes == 7
     copy = tmp_path / "copy.yaml"
     copy.write_text(dump_spec(spec))
     again = load_spec(copy)
@@ -56,6 +57,7 @@ def test_dump_hides_passwords_only_when_asked(tmp_path):
     assert "me:pw@host" in dump_spec(spec)
     assert "uri: postgresql://***@host/db" in dump_spec(spec, redact=True)
     assert "registry: null" in dump_spec(spec, redact=True)
+    assert "wait_minutes: 60" in dump_spec(spec, redact=True)
 
 
 def compared(text):

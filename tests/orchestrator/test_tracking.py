@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mlflow import MlflowClient
 from orchestrator.errors import TrackingError
 from orchestrator.records import CurvePoint, ModelRecord
 from orchestrator.tracking import RunWriter, Tracking, default_tracking_uri
+from orchestrator.tracking.journal import Stamped
 from tests.orchestrator.record_factory import make_speed
 from tests.orchestrator.small import Family
 
@@ -160,7 +162,7 @@ class TestWriting:
             ),
             CurvePoint(step=5, phase="anneal", seconds=2.5),
         ]
-        writer.points(points, "accuracy")
+        writer.points([Stamped(1000 + point.step, point) for point in points], "accuracy")
         client = reader(writer.uri)
         assert {
             name: [(m.step, m.value) for m in client.get_metric_history(writer.run_id, name)]
@@ -189,18 +191,30 @@ class TestWriting:
             sizes.append(len(metrics))
             log_batch(run, metrics=metrics)
 
-        monkeypatch.setattr(writer.client, "log_batch", counted)
+        monkeypatch.setattr(writer.client, "log_batch", counted, raising=False)
         points = [
             CurvePoint(step=step, phase="dense", seconds=step, train_loss=1.0, learning_rate=0.1)
             for step in range(700)
         ]
-        writer.points(points, "perplexity_token")
+        writer.points([Stamped(1, point) for point in points], "perplexity_token")
         assert sum(sizes) == 2100
         assert max(sizes) <= 1000
         client = reader(writer.uri)
         for name in ("loss/train", "time/train_s", "optimizer/learning_rate"):
             history = client.get_metric_history(writer.run_id, name)
             assert [metric.step for metric in history] == list(range(700))
+
+    def test_the_same_points_again_are_there_once(self, writer: RunWriter):
+        """An answer that was lost, or a process that died before it had noted one."""
+        points = [
+            Stamped(1000 + step, CurvePoint(step=step, phase="dense", seconds=step, train_loss=2.0))
+            for step in range(1, 6)
+        ]
+        writer.points(points[:3], "accuracy")
+        writer.points(points, "accuracy")
+        writer.points(points, "accuracy")
+        history = reader(writer.uri).get_metric_history(writer.run_id, "loss/train")
+        assert [(m.step, m.timestamp) for m in history] == [(s, 1000 + s) for s in range(1, 6)]
 
     def test_what_is_not_finite_becomes_a_tag(self, writer: RunWriter):
         writer.metrics({"a": 1.5, "b": math.nan, "c": math.inf})
@@ -246,13 +260,26 @@ class TestWriting:
         """A run that MLflow closed would pass for a finished trial if the process died now."""
         import mlflow
 
-        uri = writer.model(Path(lm.trials[0].export), lm.task.kind, {"size": {"a": 1}})
+        record = lm.trials[0]
+        uri = writer.model(record, lm.task.kind)
         assert uri.startswith("models:/m-")
         assert reader(writer.uri).get_run(writer.run_id).info.status == "RUNNING"
         assert mlflow.active_run() is None
         logged = reader(writer.uri).get_logged_model(uri.removeprefix("models:/"))
         assert logged.source_run_id == writer.run_id
-        assert logged.params == {"size.a": "1"}
+        assert logged.params["size.num_bytes"] == str(record.size.num_bytes)
+        assert logged.params["weights_sha256"] == record.export_sha256
         assert Path(logged.artifact_location.removeprefix("file://")).is_relative_to(
             tmp_path / "artifacts"
         )
+
+    def test_a_model_is_logged_once_and_again_when_its_weights_are_others(
+        self, writer: RunWriter, lm: Family
+    ):
+        """A process that died after logging it must not leave a second one behind."""
+        first = writer.model(lm.trials[0], lm.task.kind)
+        assert writer.model(lm.trials[0], lm.task.kind) == first
+        other = writer.model(replace(lm.trials[0], export_sha256="0" * 64), lm.task.kind)
+        assert other != first
+        outputs = reader(writer.uri).get_run(writer.run_id).outputs.model_outputs
+        assert {f"models:/{each.model_id}" for each in outputs} == {first, other}

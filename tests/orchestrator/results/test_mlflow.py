@@ -16,7 +16,7 @@ from orchestrator.campaign_state import TaskState
 from orchestrator.errors import TrackingError
 from orchestrator.records import ModelRecord
 from orchestrator.tracking import RunWriter, Tracking
-from orchestrator.tracking_read import RunReader
+from orchestrator.tracking.reading import RunReader
 from tests.orchestrator.results.pages import (
     BITS,
     as_int8,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 from orchestrator.errors import TrackingError, redact_uri
 from orchestrator.records import RECORD, ModelRecord
-from orchestrator.tracking import SETTING, unreachable
+from orchestrator.tracking.patience import unreachable
+from orchestrator.tracking.writer import SETTING, mlflow_client
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +45,11 @@ class RunReader:
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
-        from mlflow import MlflowClient
-
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         # to open a database that is not there would make it
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
             raise TrackingError(f"nothing is recorded in {redact_uri(uri)} yet")
         try:
-            self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            self.client = mlflow_client(uri)
             found = self.client.get_experiment_by_name(experiment)
         except Exception as error:  # MLflow's, SQLAlchemy's and requests' own trees
             raise TrackingError(unreachable(uri, error)) from error

@@ -1,0 +1,36 @@
+"""Where and with what a model's training runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.layout import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One training of one model; travels to the trial's process."""
+
+    job: dict[str, Any]
+    """Fields of `job.Job`."""
+    storage: str
+    campaign: str
+    resources: dict[str, Any]
+    tracking_uri: str
+    run_id: str
+    metric: str
+    """Name of the task's metric, for the keys of the curves."""
+    dense_record: str | None = None
+    """record.json of the dense reference; None for a dense job."""
+    method_name: str = ""
+    """Goes into the record; the job itself has no use for it."""
+
+    @property
+    def key(self) -> str:
+        return str(self.job["key"])
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(Path(self.storage), self.campaign)

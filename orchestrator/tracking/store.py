@@ -1,0 +1,150 @@
+"""A campaign's experiment in a tracking store: which runs there are, and which are finished."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import TrackingError, redact_uri
+from orchestrator.tracking.patience import Patience, PatientClient, unreachable
+from orchestrator.tracking.writer import SHORT_WAIT_S, RunWriter, flat, mlflow_client
+
+logger = logging.getLogger(__name__)
+
+MOST_PARAMS = 100
+"""In one request; the server's limit."""
+
+
+def default_tracking_uri(storage: str) -> str:
+    """SQLite under the storage folder."""
+    return f"sqlite:///{Path(storage).absolute() / 'mlflow.db'}"
+
+
+def experiment_id(uri: str, experiment: str) -> str | None:
+    """The id that MLflow's pages use for an experiment, or None."""
+    from mlflow import MlflowClient
+
+    found = MlflowClient(tracking_uri=uri).get_experiment_by_name(experiment)
+    return None if found is None else str(found.experiment_id)
+
+
+class Tracking:
+    """A tracking store, and one campaign's experiment in it.
+
+    Args:
+        uri: MLflow tracking URI.
+        experiment: Name; created if needed.
+        artifacts: Folder for artifacts when the store is a local database; a server has its own.
+        wait_s: How long a store that was there and is away is asked again.
+        say: Hears of it.
+
+    Raises:
+        TrackingError: The store cannot be reached or created; at once, for a person is there who
+            may have mistyped its address.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        artifacts: Path,
+        wait_s: float = SHORT_WAIT_S,
+        say: Callable[[str], None] = logger.warning,
+    ) -> None:
+        from mlflow.exceptions import MlflowException
+
+        self.uri = uri
+        self.patience = Patience(uri, wait_s, say)
+        local = uri.startswith("sqlite:")
+        try:
+            client = mlflow_client(uri)
+            found = client.get_experiment_by_name(experiment)
+            if found is None:
+                location = (artifacts / experiment).absolute().as_uri() if local else None
+                self.experiment_id = client.create_experiment(experiment, location)
+            elif found.lifecycle_stage != "active":
+                raise TrackingError(
+                    f"experiment {experiment!r} is deleted in {redact_uri(uri)}; "
+                    "restore it or give the campaign another name"
+                )
+            else:
+                self.experiment_id = found.experiment_id
+        except TrackingError:
+            raise
+        except (MlflowException, OSError, ValueError) as error:
+            raise TrackingError(unreachable(uri, error)) from error
+        except Exception as error:  # SQLAlchemy's and requests' own trees
+            raise TrackingError(unreachable(uri, error)) from error
+        self.client = PatientClient(client, self.patience)
+
+    def writer(self, run_id: str) -> RunWriter:
+        """Of a run, as patient as this."""
+        return RunWriter(self.uri, run_id, self.patience)
+
+    def hurry(self) -> None:
+        """Wait no more: the campaign is being ended."""
+        self.patience = Patience(self.uri, 0, self.patience.say)
+        self.client = PatientClient(mlflow_client(self.uri), self.patience)
+
+    def task_run(self, campaign: str, task: str, spec_yaml: str, tags: dict[str, str]) -> str:
+        """The parent run of a task, found again by its tag on a resume."""
+        run_id = self._run(f"task:{task}", None, task, {"task": task, **tags})
+        # the spec may have changed since the run was made
+        for name, value in {"campaign": campaign, **tags}.items():
+            self.client.set_tag(run_id, name, value)
+        self.client.log_text(run_id, spec_yaml, "spec.yaml")
+        return run_id
+
+    def model_run(
+        self, key: str, parent: str, name: str, params: dict[str, Any], tags: dict[str, str]
+    ) -> str:
+        """The child run of a trial or dense reference, by key; set to RUNNING.
+
+        One that is there keeps the params it began with, for MLflow refuses to change them: its key
+        says that all that decides its result is the same. New fields of a later version are added.
+        """
+        from mlflow.entities import Param
+
+        run_id = self._run(key, parent, name, tags)
+        self.client.update_run(run_id, status="RUNNING")
+        known = self.client.get_run(run_id).data.params
+        new = [Param(k, str(value)) for k, value in flat(params).items() if k not in known]
+        for start in range(0, len(new), MOST_PARAMS):
+            self.client.log_batch(run_id, params=new[start : start + MOST_PARAMS])
+        return run_id
+
+    def finished(self, key: str) -> bool:
+        """Whether the run with this key ended as FINISHED."""
+        found = self._find(key)
+        return found is not None and found.info.status == "FINISHED"
+
+    def sweep(self, status: str, reason: str) -> int:
+        """End every run that is still RUNNING, for nobody writes it any more; returns how many."""
+        runs = self.client.search_runs(
+            [self.experiment_id], "attributes.status = 'RUNNING'", max_results=5000
+        )
+        for run in runs:
+            self.writer(run.info.run_id).end(status, reason)
+        return len(runs)
+
+    def _find(self, key: str) -> Any:
+        runs = self.client.search_runs(
+            [self.experiment_id], f"tags.`lowrank.key` = '{key}'", max_results=1
+        )
+        return runs[0] if runs else None
+
+    def _run(self, key: str, parent: str | None, name: str, tags: dict[str, str]) -> str:
+        # as a whole: a run whose making was not answered is found by the next look
+        return self.patience.ask(self._get_or_create, key, parent, name, tags)
+
+    def _get_or_create(self, key: str, parent: str | None, name: str, tags: dict[str, str]) -> str:
+        found = self._find(key)
+        if found is not None:
+            return found.info.run_id
+        tags = {**tags, "lowrank.key": key, "mlflow.source.name": "lowrank run"}
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
+        run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
+        return run.info.run_id
