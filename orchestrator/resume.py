@@ -31,6 +31,9 @@ INTERVAL_S = 60.0
 at most, and a training of a minute is not worth a file."""
 LEAST_APART = 20
 """Times the duration of the last saving: no more than a twentieth of the time is spent on it."""
+LOOK_EVERY_S = 5.0
+"""Between two looks for a notice that a machine will be taken away. Ray asks its nodes as often;
+clouds give notice of 30 seconds to two minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,7 @@ class Keeper:
         self._store = store
         self._saved_at = time.monotonic()
         self._saving_took = 0.0
+        self._looks = _Looks()
         self._found = self._read()
         if self._found is not None:
             self.facts = self._found.facts["job"]
@@ -115,9 +119,23 @@ class Keeper:
 
     def offer(self, training: Training, step: int) -> None:
         """Save the training after a step of its stretch, if it is time."""
+        self._save_after(INTERVAL_S, training, step)
+
+    def look(self, training: Training, step: int) -> None:
+        """Save the training after any step, if a machine is about to be taken away: there may be
+        no validation before that. Cheap at most steps."""
+        if self._store is None or not self._looks.due(training.first_step + step):
+            return
+        if self.workers.ending():
+            self._save_after(0.0, training, step)
+        # the steps of all workers are those of the first
+        self._looks.next(self.workers.gather(self._looks.pause())[0])
+
+    def _save_after(self, seconds: float, training: Training, step: int) -> None:
+        """Unless the last state is younger than that."""
         if self._store is None:
             return
-        wait = max(INTERVAL_S, LEAST_APART * self._saving_took)
+        wait = max(seconds, LEAST_APART * self._saving_took)
         if self.workers.gather(time.monotonic() - self._saved_at >= wait)[0]:
             self._save(self._store, training, step)
 
@@ -186,6 +204,31 @@ class Keeper:
             training.losses[:] = state["losses"].to(self.workers.device).unbind()
         memory = {k.removeprefix("memory."): v for k, v in state.items() if k.startswith("memory.")}
         training.task.remember({k: v.to(self.workers.device) for k, v in memory.items()})
+
+
+class _Looks:
+    """Steps between two looks, from how long steps take."""
+
+    def __init__(self) -> None:
+        self._now, self._last, self._next, self._pause = 0, 0, 0, 1
+        self._at = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Counted over the whole job."""
+        self._now = step
+        return step >= self._next
+
+    def pause(self) -> int:
+        """In steps; at most twice the one before, for the first steps are slow."""
+        now, done = time.monotonic(), self._now - self._last
+        seconds = max(now - self._at, 1e-6)
+        self._at, self._last = now, self._now
+        fits = round(LOOK_EVERY_S * done / seconds)
+        self._pause = max(1, min(2 * self._pause, fits))
+        return self._pause
+
+    def next(self, pause: int) -> None:
+        self._next = self._now + pause
 
 
 def _optimizer_state(training: Training) -> dict[str, Tensor]:

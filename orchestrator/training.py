@@ -72,16 +72,15 @@ def train(
         shown = evaluates or done % log_every == 0
         point = _point(stretch, step, steps.rate(step)) if shown else None
         steps.move_gates(done)
-        if point is None:
-            continue
-        point = replace(point, train_loss=_mean(training.losses, workers, step))
-        training.losses.clear()
-        if evaluates:
-            _validate(training, point, task, workers, stretch)
-            if keeper:
-                keeper.offer(training, done)
-        else:
-            recorder.add(point)
+        if point is not None:
+            point = replace(point, train_loss=_mean(training.losses, workers, step))
+            training.losses.clear()
+            if evaluates:
+                _validate(training, point, task, workers, stretch)
+            else:
+                recorder.add(point)
+        if keeper:
+            (keeper.offer if evaluates else keeper.look)(training, done)
     training.best.restore(model)
 
 

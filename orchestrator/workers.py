@@ -32,6 +32,11 @@ class Workers(Protocol):
         """Called by all workers at the same steps; rank 0's values and files are kept."""
         ...
 
+    def ending(self) -> bool:
+        """Whether notice was given that a machine of the group will be taken away. Called by all
+        workers at the same steps; the same on all of them."""
+        ...
+
 
 class LocalWorkers:
     """One process, no cluster."""
@@ -51,6 +56,9 @@ class LocalWorkers:
     def report(self, progress: dict[str, Any], checkpoint: Path | None = None) -> None:
         if self._on_report is not None:
             self._on_report(progress, checkpoint)
+
+    def ending(self) -> bool:
+        return False
 
 
 class RayWorkers:
@@ -86,3 +94,8 @@ class RayWorkers:
         if checkpoint is not None and self.rank == 0:
             kept = ray.train.Checkpoint.from_directory(str(checkpoint))
         ray.train.report(progress, checkpoint=kept)
+
+    def ending(self) -> bool:
+        import ray.train
+
+        return ray.train.get_preemption_info() is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -192,6 +193,65 @@ def test_a_state_is_worth_a_minute(
     assert not (tmp_path / "snapshots").exists()
 
 
+class Warned(LocalWorkers):
+    """A machine that is given notice, and taken away at the next validation.
+
+    Args:
+        at: Which look finds the notice, from 1.
+    """
+
+    def __init__(self, at: int) -> None:
+        super().__init__(self._die)
+        self._at, self._looks = at, 0
+
+    def ending(self) -> bool:
+        self._looks += 1
+        return self._looks == self._at
+
+    def _die(self, progress: dict[str, Any], checkpoint: Path | None) -> None:
+        if self._looks >= self._at:
+            raise Stopped
+
+
+@pytest.mark.parametrize("kind", ["dense", "adaptive", "flop-l0", "agp", "low-rank"])
+def test_a_machine_that_is_taken_away_with_notice_costs_no_step(
+    kind: str, parents: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """There may be no validation within the notice: the state of any step will do."""
+    monkeypatch.setattr(resume, "INTERVAL_S", 1e9)
+    monkeypatch.setattr(resume, "LOOK_EVERY_S", 0.0)
+    job = job_of(parents["lm"], kind)
+    straight = train_to(tmp_path / "straight", job)
+    validations = {point.step for point in straight.curve if point.validation is not None}
+    for look in (1, 5, 8, 17):
+        if look > len(straight.curve):
+            continue
+        snapshots = tmp_path / f"snapshots{look}"
+        again = replace(job, snapshots=str(snapshots))
+        with pytest.raises(Stopped):
+            run_job(again, Warned(look))
+        (saved,) = SnapshotStore(snapshots).steps()
+        assert saved not in validations
+        same(train_to(tmp_path / f"resumed{look}", again), straight)
+
+
+@pytest.mark.parametrize(("step_s", "expected"), [(0.01, 500), (0.9, 6), (30.0, 1)])
+def test_looks_come_every_few_seconds_whatever_a_step_takes(
+    step_s: float, expected: int, monkeypatch: pytest.MonkeyPatch
+):
+    now = [0.0]
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
+    looks, found = resume._Looks(), []
+    for step in range(1, 5000):
+        now[0] += step_s
+        if looks.due(step):
+            found.append(step)
+            looks.next(looks.pause())
+    between = [later - earlier for earlier, later in itertools.pairwise(found)]
+    assert between[-1] == pytest.approx(expected, rel=0.02)
+    assert all(later <= 2 * earlier for earlier, later in itertools.pairwise(between))
+
+
 # --------------------------------------------------------------------------- two workers
 
 
@@ -217,6 +277,9 @@ class ProcessWorkers:
             raise Stopped
         if checkpoint is not None and self.rank == 0:
             shutil.copytree(checkpoint, self._folder)
+
+    def ending(self) -> bool:
+        return False
 
 
 def work(

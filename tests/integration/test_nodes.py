@@ -1,0 +1,145 @@
+"""A node of a cluster is taken away with notice, and the training moves to another one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from orchestrator.data.prepare import prepare_data
+from orchestrator.job import Job
+from orchestrator.snapshot import SnapshotStore
+from orchestrator.spec import MethodSpec
+from orchestrator.spec_io import load_spec
+from tests.integration.conftest import environment, write_spec
+from tests.orchestrator.small import train_to
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ON_A_CLUSTER = """
+import json, os, subprocess, sys, threading, time
+from pathlib import Path
+
+os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
+from orchestrator.cluster import set_environment
+set_environment()
+import ray
+from ray.cluster_utils import Cluster
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+config = json.loads(sys.argv[1])
+
+def work(config):
+    import time
+    from pathlib import Path
+    import ray
+    from orchestrator import resume
+    from orchestrator.job import Job
+    from orchestrator.steps import Steps
+    from orchestrator.train_loop import run_job
+    from orchestrator.workers import RayWorkers
+
+    resume.INTERVAL_S = 1e9  # no other state than that of the notice
+    resume.LOOK_EVERY_S = 1.0
+    take, log = Steps.take, Path(config["log"])
+    first = not log.exists()
+    with Path(config["nodes"]).open("a") as file:
+        file.write(ray.get_runtime_context().get_node_id() + " ")
+
+    def logged(steps, step):
+        with log.open("a") as file:
+            file.write(f"{step} ")
+        if first:
+            time.sleep(0.2)  # the node is to be there for its notice
+        return take(steps, step)
+
+    Steps.take = logged
+    run_job(Job(**config["job"]), RayWorkers())
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+both = [cluster.add_node(num_cpus=1) for _ in range(2)]
+ray.init(address=cluster.address, log_to_driver=False)
+
+def take_away():
+    log, states = Path(config["log"]), Path(config["job"]["snapshots"])
+    while not log.exists() or len(log.read_text().split()) < 10:
+        time.sleep(0.1)
+    name = Path(config["nodes"]).read_text().strip()
+    (taken,) = [node for node in both if node.node_id == name]
+    subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address,
+         "--node-id", name, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+         "--reason-message", "spot", "--deadline-remaining-seconds", "120"], check=True)
+    while not any(path.name.isdigit() for path in states.glob("*")):
+        time.sleep(0.1)
+    cluster.remove_node(taken, allow_graceful=False)
+
+thread = threading.Thread(target=take_away, daemon=True)
+thread.start()
+result = TorchTrainer(
+    work, train_loop_config=config,
+    scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+    run_config=RunConfig(
+        name="taken", storage_path=config["storage"],
+        # a machine that is taken away is not a failure
+        failure_config=FailureConfig(max_failures=0, controller_failure_limit=1)),
+).fit()
+thread.join(30)
+result.checkpoint.to_directory(config["export"])
+ray.shutdown()
+cluster.shutdown()
+# Ray's own exit handlers stumble over a node that was killed
+os._exit(0)
+"""
+
+
+def test_a_node_that_is_taken_away_with_notice_costs_seconds(tmp_path: Path) -> None:
+    spec, _ = write_spec(tmp_path)
+    task = load_spec(spec, ["tasks.letters.dense.steps=4"]).task("letters")
+    task = task.model_copy(update={"evaluate_every": 10**6})
+    method = MethodSpec(kind="adaptive", density=0.5, steps=300, gated_fraction=0.5)
+    data = prepare_data(task, tmp_path / "cache", None)
+    fields = {
+        "task": task.model_dump(mode="json"),
+        "method": method.model_dump(),
+        "data": str(data.folder),
+        "seed": 1,
+    }
+    dense = train_to(tmp_path / "dense", Job(key="dense", **fields))
+    states = tmp_path / "states"
+    job = {"key": "small", "dense": dense.export, "snapshots": str(states), **fields}
+    config = {
+        "job": job,
+        "log": str(tmp_path / "steps.txt"),
+        "nodes": str(tmp_path / "nodes.txt"),
+        "storage": str(tmp_path / "ray"),
+        "export": str(tmp_path / "export"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_CLUSTER, json.dumps(config)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(set((tmp_path / "nodes.txt").read_text().split())) == 2
+    steps = [int(step) for step in (tmp_path / "steps.txt").read_text().split()]
+    again = next(i for i in range(1, len(steps)) if steps[i] != steps[i - 1] + 1)
+    # it goes on from the state of the notice, and nothing before that is done again
+    assert 0 < steps[again] <= steps[again - 1]
+    (last, *_) = SnapshotStore(states).steps()
+    assert last == steps[again]
+    undisturbed = train_to(tmp_path / "undisturbed", Job(**job | {"snapshots": None}))
+    first, second = (
+        load_file(Path(folder) / "model.safetensors")
+        for folder in (undisturbed.export, config["export"])
+    )
+    assert first.keys() == second.keys()
+    assert all((tensor == second[name]).all() for name, tensor in first.items())
