@@ -35,7 +35,7 @@ def compress(
     Raises:
         LowRankError: No layer matches the patterns, or the density is out of reach.
         ModelError: The model does not work with the inserted layers.
-        TrialError: Training diverged.
+        DivergedError: Training diverged.
     """
     assert job.dense is not None
     method = job.method_spec

@@ -91,6 +91,10 @@ class TrialError(CampaignError):
         return type(self), (self.reason, self.key)
 
 
+class DivergedError(TrialError):
+    """The loss is no longer finite, on all workers at the same step."""
+
+
 class RegistryError(CampaignError):
     """The model registry refused, or does not hold the named model or alias."""
 

@@ -35,6 +35,7 @@ class Trained:
     """Layers that the method may change, or may have changed."""
     projection: dict[str, float] = field(default_factory=dict)
     ranks: dict[str, dict[str, int]] = field(default_factory=dict)
+    rate_factor: float = 1.0
 
 
 def export_model(
@@ -77,6 +78,7 @@ def export_model(
             config=config,
             ranks=trained.ranks,
             projection={k: v for k, v in trained.projection.items() if math.isfinite(v)},
+            rate_factor=trained.rate_factor,
         )
         record.save(folder / RECORD)
         recorder.flush()

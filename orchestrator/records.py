@@ -130,6 +130,8 @@ class ModelRecord:
     """Which of the campaign's methods; empty for a dense reference."""
     int8: Int8 | None = None
     """If `measure.int8` asked for it."""
+    rate_factor: float = 1.0
+    """On the learning rates: below 1 if the training diverged and was taken up again."""
 
     @property
     def quality(self) -> float:

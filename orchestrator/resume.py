@@ -69,18 +69,25 @@ class Keeper:
         """Part of every state, once it is there."""
         self.facts: dict[str, Any] = {}
         """What earlier stages found out, JSON; part of every state."""
+        self.rate_factor = 1.0
+        """On the learning rates, below 1 after a divergence; part of every state."""
         self._store = store
         self._saved_at = time.monotonic()
         self._saving_took = 0.0
         self._looks = _Looks()
-        self._found = self._read()
-        if self._found is not None:
-            self.facts = self._found.facts["job"]
+        self._found: Snapshot | None = None
+        self._find()
 
     @property
     def phase(self) -> str | None:
         """Of the state that was found; None without one."""
         return None if self._found is None else str(self._found.facts["phase"])
+
+    def roll_back(self, factor: float) -> None:
+        """Begin again at the last state, or without one at the beginning, with lower rates."""
+        self.pruner, self.facts = None, {}
+        self._find()
+        self.rate_factor *= factor
 
     def restructure(self, pruner: Pruner) -> None:
         """Bring a new pruner, and its model, to the structure of the state that was found. Comes
@@ -139,6 +146,13 @@ class Keeper:
         if self.workers.gather(time.monotonic() - self._saved_at >= wait)[0]:
             self._save(self._store, training, step)
 
+    def _find(self) -> None:
+        self._found = self._read()
+        if self._found is not None:
+            self.facts = self._found.facts["job"]
+            # states of earlier versions have none
+            self.rate_factor = self._found.facts.get("rate_factor", 1.0)
+
     def _read(self) -> Snapshot | None:
         """What rank 0 finds, on every worker: one that sees less of the storage must not begin
         somewhere else."""
@@ -183,6 +197,7 @@ class Keeper:
             "seconds": training.recorder.seconds,
             "curve": [asdict(point) for point in training.recorder.curve],
             "job": self.facts,
+            "rate_factor": self.rate_factor,
         }
         return Snapshot(tensors=tensors, facts=facts)
 

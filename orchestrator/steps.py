@@ -25,6 +25,7 @@ class Steps:
         task: Batches and losses.
         workers: Who else trains.
         stretch: Length, data position and extras.
+        rate_factor: On the rates of the weights, besides the schedule's.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Steps:
         task: TrainingTask,
         workers: Workers,
         stretch: Stretch,
+        rate_factor: float = 1.0,
     ) -> None:
+        self._rate_factor = rate_factor
         self._model, self._task, self._workers, self._stretch = model, task, workers, stretch
         self._hold()
         # one kernel for all parameters: small models spend their time on launching kernels
@@ -45,7 +48,7 @@ class Steps:
 
     def rate(self, step: int) -> float:
         """Learning rate of the weights at a step, counted from 0."""
-        return float(self._base_rates[0] * self._stretch.rate_factor(step))
+        return float(self._base_rates[0] * self._factor(step))
 
     def take(self, step: int) -> Tensor:
         """One step of the weights; the loss of the task alone, a scalar on the device."""
@@ -88,8 +91,11 @@ class Steps:
             p for p in self._model.parameters() if p.requires_grad and id(p) not in self._gates
         ]
 
+    def _factor(self, step: int) -> float:
+        return self._rate_factor * self._stretch.rate_factor(step)
+
     def _set_rates(self, step: int) -> None:
-        factor = self._stretch.rate_factor(step)
+        factor = self._factor(step)
         for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             is_gates = bool(self._gates) and id(group["params"][0]) in self._gates
             group["lr"] = rate if is_gates else rate * factor

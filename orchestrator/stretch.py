@@ -53,6 +53,11 @@ class Recorder:
             | {"total_steps": self.total_steps}
         )
 
+    def forget(self) -> None:
+        """The curve begins again; what was passed on stays passed on."""
+        self.flush()
+        self.curve.clear()
+
     def flush(self) -> None:
         if self.sink is not None and self.workers.rank == 0 and self._unsent:
             self.sink(self._unsent)

@@ -6,7 +6,9 @@ test, under `lowrank compress`, and on every worker of a cluster.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from lowrank.pruner import Pruner
 from lowrank.surgery import find_layers
 from orchestrator.compression import compress, make_distillation, make_stretch
 from orchestrator.data.prepare import PreparedData
+from orchestrator.errors import DivergedError
 from orchestrator.export_model import Trained, export_model
 from orchestrator.job import Job
 from orchestrator.model_check import check_pass
@@ -31,6 +34,12 @@ from orchestrator.tasks import TrainingTask, make_task
 from orchestrator.training import train, weight_groups
 from orchestrator.workers import Workers
 
+logger = logging.getLogger(__name__)
+
+LOWER_RATE = 0.5
+"""Of the learning rate after a divergence. Searches try rates that are a factor of two to three
+apart, so half of one is a rate that could have been drawn."""
+
 Sink = Callable[[list[CurvePoint]], None]
 
 
@@ -40,7 +49,7 @@ def run_job(job: Job, workers: Workers, sink: Sink | None = None) -> ModelRecord
     Goes on from the last training state that an earlier attempt left.
 
     Raises:
-        TrialError: Training diverged.
+        DivergedError: Training diverged, and again at a lower rate.
         ModelError: The model cannot be built, or fails on inputs as long as the task's.
         LowRankError: No layer matches the patterns, or the density is out of reach.
     """
@@ -50,8 +59,31 @@ def run_job(job: Job, workers: Workers, sink: Sink | None = None) -> ModelRecord
     keeper = Keeper(SnapshotStore(Path(job.snapshots)) if job.snapshots else None, workers)
     stages = {"dense": _train_dense, "from-scratch": _train_small}
     stage = stages.get("dense" if job.dense is None else job.method_spec.kind, compress)
-    trained = stage(job, task, workers, recorder, keeper)
+    trained = _train(stage, job, task, workers, recorder, keeper)
     return export_model(job, task, workers, recorder, trained)
+
+
+def _train(
+    stage: Callable[[Job, TrainingTask, Workers, Recorder, Keeper], Trained],
+    job: Job,
+    task: TrainingTask,
+    workers: Workers,
+    recorder: Recorder,
+    keeper: Keeper,
+) -> Trained:
+    """The stage, and once more from its last state at a lower rate if it diverges."""
+    try:
+        return replace(stage(job, task, workers, recorder, keeper), rate_factor=keeper.rate_factor)
+    except DivergedError as error:
+        if keeper.rate_factor < 1:
+            rate = f"{keeper.rate_factor:g} of its learning rate"
+            raise DivergedError(f"{error.reason}, as before, now at {rate}") from error
+        logger.warning("%s; once more from the last state, at %g of the rate", error, LOWER_RATE)
+    # not in the handler: the error holds on to the model that diverged
+    keeper.roll_back(LOWER_RATE)
+    recorder.forget()
+    torch.manual_seed(job.worker_seed(workers.rank))
+    return _train(stage, job, task, workers, recorder, keeper)
 
 
 def _num_steps(job: Job) -> int:

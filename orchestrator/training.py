@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator.errors import TrialError
+from orchestrator.errors import DivergedError
 from orchestrator.records import CurvePoint
 from orchestrator.resume import Keeper, Training
 from orchestrator.steps import Steps
@@ -46,13 +46,13 @@ def train(
         keeper: Saves the state now and then, and has that of an attempt that was stopped.
 
     Raises:
-        TrialError: The loss is no longer finite.
+        DivergedError: The loss is no longer finite.
     """
     if stretch.num_steps == 0:
         return
     freeze_unused(model, task, workers)
     task.begin_stretch()
-    steps = Steps(model, groups, task, workers, stretch)
+    steps = Steps(model, groups, task, workers, stretch, keeper.rate_factor if keeper else 1.0)
     training = Training(
         phase=stretch.name,
         first_step=stretch.first_step,
@@ -166,7 +166,7 @@ def _mean(losses: list[Tensor], workers: Workers, step: int) -> float:
     values = workers.gather(float(torch.stack(losses).mean()))
     mean = sum(values) / len(values)
     if not math.isfinite(mean):
-        raise TrialError(f"the training loss is {mean} near step {step + 1}: training diverged")
+        raise DivergedError(f"the training loss is {mean} near step {step + 1}: training diverged")
     return mean
 
 

@@ -20,8 +20,8 @@ from orchestrator.tracking.patience import Patience
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 2
-"""Restarts after a lost worker or node; a diverged training is not restarted, it would diverge
-again."""
+"""Restarts after a lost worker or node, besides those after a notice. What is wrong with the job
+itself is not tried again by Ray; after a divergence the training goes back by itself."""
 
 
 def worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Journal:
         self.path = path
         self.points = self._read()
         """All of them, in the order in which they came."""
-        self._steps = {each.point.step for each in self.points}
+        self._known = {_identity(each.point) for each in self.points}
 
     def add(self, points: list[CurvePoint]) -> list[Stamped]:
         """Write down the points of new steps; returns them.
@@ -58,8 +58,8 @@ class Journal:
         the model's record holds as well.
         """
         now = int(time.time() * 1000)
-        new = [Stamped(now, each) for each in points if each.step not in self._steps]
-        self._steps |= {each.point.step for each in new}
+        new = [Stamped(now, each) for each in points if _identity(each) not in self._known]
+        self._known |= {_identity(each.point) for each in new}
         self.points += new
         try:
             self._append(new)
@@ -95,6 +95,11 @@ class Journal:
             except (ValueError, TypeError, KeyError):
                 logger.warning("%s: a line that is no point is left out", self.path)
         return found
+
+
+def _identity(point: CurvePoint) -> tuple[int, float | None]:
+    """A step is told once at one rate: after a divergence it is another training."""
+    return point.step, point.learning_rate
 
 
 class CurveSink:

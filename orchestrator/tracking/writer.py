@@ -94,6 +94,8 @@ class RunWriter:
         if record.densities is not None:
             values |= {f"density/{k}": v for k, v in asdict(record.densities).items()}
         values |= {f"projection/{k}": v for k, v in record.projection.items()}
+        if record.rate_factor != 1:
+            self.tags({"rate_factor": f"{record.rate_factor:g}"})
         self.metrics(values)
         self.record_file(record)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ class TestJournal:
         assert steps(again.add([point(2), point(3), point(4)])) == [4]
         assert steps(again.add([point(4)])) == []
         assert steps(Journal(path).points) == [1, 2, 3, 4]
+
+    def test_after_a_divergence_the_same_step_is_another_training(self, path: Path):
+        """At half the rate, with figures of its own."""
+        Journal(path).add([replace(point(1), learning_rate=0.2)])
+        again = Journal(path)
+        assert steps(again.add([replace(point(1, 3.0), learning_rate=0.1)])) == [1]
+        assert [each.point.train_loss for each in Journal(path).points] == [1.0, 3.0]
 
     def test_a_line_that_a_killed_process_left_unfinished(
         self, path: Path, caplog: pytest.LogCaptureFixture
