@@ -12,16 +12,19 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+# lengths are bounded, or a long text without spaces would take minutes; the longest tokens have
+# some thousand characters
 _CREDENTIALS = re.compile(
-    r"""(?P<scheme>[a-z][a-z0-9+.-]*://)
-    (?: [^/?\#\s'"]*@               # user, or user:password as it should be written
-      | [^/?\#\s'":@]+:(?!\d+[/?\#\s'"]|\d+$)[^\s'"]*@ )  # a password with a bare / or ?
+    r"""(?P<scheme>://)
+    (?: [^/?\#\s'"]{0,4000}@         # user, or user:password as it should be written
+      | [^/?\#\s'":@]{1,4000}:(?!\d+[/?\#\s'"]|\d+$)[^\s'"]{0,4000}@ )  # with a bare / or ?
     """,
     re.IGNORECASE | re.VERBOSE,
 )
 _SECRET_QUERY = re.compile(
-    r"(?P<key>[?&;][^=&;\s]*(?:password|passwd|pwd|secret|token|signature|credential|api_?key)"
-    r"[^=&;\s]*=)[^&;#\s]*",
+    r"(?P<key>[?&;][^=&;\s]{0,200}?"
+    r"(?:password|passwd|pwd|secret|token|signature|credential|api_?key)"
+    r"[^=&;\s]{0,200}=)[^&;#\s]*",
     re.IGNORECASE,
 )
 

@@ -26,6 +26,8 @@ MEASURED = ("speedup", "latency_ms")
 
 OPERATORS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}
 
+MAX_SHOWN = 100
+"""Characters of a rule in a message."""
 _GRAMMAR = (
     "a rule reads `FIELD OP NUMBER`, for example `quality_drop <= 2%` or "
     f"`speedup >= 1.2 @ batch 32`; FIELD: {', '.join(FIELDS)}; OP: {', '.join(OPERATORS)}; "
@@ -114,7 +116,8 @@ def parse_rule(text: str) -> Rule:
     try:
         return _read(text)
     except ValueError as error:
-        raise ValueError(f"cannot read the rule {text!r}: {error}; {_GRAMMAR}") from None
+        shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+        raise ValueError(f"cannot read the rule {shown!r}: {error}; {_GRAMMAR}") from None
 
 
 def _read(text: str) -> Rule:

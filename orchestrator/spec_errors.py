@@ -23,6 +23,9 @@ from orchestrator.spec_yaml import Document, Place
 MAX_SHOWN = 60
 """Characters of a wrong value in a message."""
 
+MOST_SHOWN = 50
+"""Problems in a message: more than anybody mends at once."""
+
 _TYPES = {
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
@@ -59,8 +62,11 @@ class Problem:
 def spec_error(problems: Sequence[Problem], document: Document) -> SpecError:
     """All problems as one error, in the order of the file."""
     ordered = sorted(problems, key=lambda problem: document.line(problem.place) or 0)
-    sentences = dict.fromkeys(problem.sentence(document) for problem in ordered)
-    return SpecError(document.path, document.line(ordered[0].place), list(sentences))
+    sentences = list(dict.fromkeys(problem.sentence(document) for problem in ordered))
+    if len(sentences) > MOST_SHOWN:
+        more = f"{document.path}: and {len(sentences) - MOST_SHOWN:,} more"
+        sentences = [*sentences[:MOST_SHOWN], more]
+    return SpecError(document.path, document.line(ordered[0].place), sentences)
 
 
 def explain(error: ValidationError, document: Document) -> list[Problem]:

@@ -19,6 +19,7 @@ EXAMPLES = [
     errors.StorageError("disk full"),
     errors.TrialError("loss is NaN", key="abc"),
     errors.TrialError("loss is NaN"),
+    errors.DivergedError("loss is NaN, again", key="abc"),
     errors.RegistryError("no alias"),
     errors.PromotionError("fleet-sst", ["speedup >= 1.2, got 1.1", "bytes < 1, got 2"]),
 ]
@@ -65,7 +66,17 @@ def test_messages():
         ("sqlite:////data/a@b.db", "sqlite:////data/a@b.db"),
         ("s3://bucket/a@b", "s3://bucket/a@b"),
         ("runs", "runs"),
+        ("1http://me:pw@host", "1http://***@host"),
+        (f"https://me:{'t' * 3000}@host", "https://***@host"),
+        (f"https://host/?{'x' * 100}_token={'t' * 9000}", f"https://host/?{'x' * 100}_token=***"),
     ],
 )
 def test_redact_uri(uri, shown):
     assert redact_uri(uri) == shown
+
+
+@pytest.mark.parametrize("part", ["x", "://", "a://", "?", "?password", "http://a:b", "&token"])
+def test_a_long_text_is_looked_through_in_one_pass(part: str):
+    """With a quadratic pattern each of these takes minutes."""
+    text = part * (100_000 // len(part))
+    assert "***" not in redact_uri(text)
