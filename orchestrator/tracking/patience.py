@@ -68,7 +68,7 @@ class Patience:
                     waited = True
                     self.say(
                         f"MLflow at {redact_uri(self.uri)} does not answer; it is asked again for "
-                        f"{self.seconds / 60:g} minutes"
+                        f"{self.seconds / 60:g} minutes ({_reason(error)})"
                     )
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -115,9 +115,14 @@ def is_away(error: BaseException) -> bool:
 
 
 def unreachable(uri: str, error: Exception) -> str:
-    """The first line of what the client said, without passwords."""
+    """What a person is told of it, without passwords."""
+    return f"tracking.uri: {redact_uri(uri)} cannot be reached: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what the client said."""
     first = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"tracking.uri: {redact_uri(uri)} cannot be reached: {redact_uri(first)[:300]}"
+    return redact_uri(first)[:300]
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

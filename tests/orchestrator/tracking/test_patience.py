@@ -91,7 +91,7 @@ class TestAsking:
         assert patience.ask(store.get, 7) == 7
         assert store.calls == 5
         begun, over = lines
-        assert "http://***@host does not answer; it is asked again for 1 minutes" in begun
+        assert "http://***@host does not answer; it is asked again for 1 minutes (refused)" in begun
         assert over == "MLflow at http://***@host answers again"
 
     def test_a_lock_that_is_gone_at_once_is_not_worth_a_line(self, quick: None):
