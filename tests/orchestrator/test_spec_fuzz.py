@@ -25,7 +25,7 @@ WRONG: list[Any] = [
     *("quality_drop <= nan%", "speedup >= 1e999 @ batch 32", "latency_ms <= 5 @ batch -1"),
     *("*", "[", "(", "**", "${HOME}", "{{x}}", "!!python/object:os.system", "0x10", "1_000"),
 ]
-TRIES = 2
+TRIES = 1
 """Values per field, drawn; all of them take ten minutes."""
 LONGEST = 30_000
 """Characters of a message: fifty problems, each a few lines."""
@@ -77,4 +77,4 @@ def test_every_field_takes_every_value(name: str, tmp_path: Path):
             refused += bool(problems)
             assert len("".join(problems)) < LONGEST, (place, str(value)[:50])
             assert all(problems), (place, value)
-    assert refused > 150
+    assert refused > 75

@@ -93,7 +93,9 @@ class TestMlflow:
         state = TaskState(
             task=spec.tasks[0], data=data, run_id="p", dense=fake.dense, trials=[record]
         )
-        Campaign(spec, lambda text: None)._measure(state)
+        campaign = Campaign(spec, lambda text: None)
+        campaign.tracking = tracking
+        campaign._measure(state)
         reader = RunReader(tracking.uri, "compare")
         assert reader.record(reader.runs()[0]) == replace(record, speed=rows) == state.trials[0]
 
@@ -118,6 +120,7 @@ class TestMlflow:
         Campaign(without, said.append)._measure_int8(state)
         assert (said, len(answers)) == ([], 2)
         campaign = Campaign(spec, said.append)
+        campaign.tracking = tracking
         campaign._measure_int8(state)
         assert "no 8-bit integers: no kernels" in said[1]
         assert state.dense == records[0]
