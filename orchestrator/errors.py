@@ -15,7 +15,7 @@ from typing import Any
 # lengths are bounded, or a long text without spaces would take minutes; the longest tokens have
 # some thousand characters
 _CREDENTIALS = re.compile(
-    r"""(?P<scheme>://)
+    r"""(?P<begin>://)
     (?: [^/?\#\s'"]{0,4000}@         # user, or user:password as it should be written
       | [^/?\#\s'":@]{1,4000}:(?!\d+[/?\#\s'"]|\d+$)[^\s'"]{0,4000}@ )  # with a bare / or ?
     """,
@@ -124,5 +124,5 @@ def redact_uri(uri: str) -> str:
 
     For messages, reports and run tags: a tracking URI may carry the database's password.
     """
-    hidden = _CREDENTIALS.sub(r"\g<scheme>***@", uri)
+    hidden = _CREDENTIALS.sub(r"\g<begin>***@", uri)
     return _SECRET_QUERY.sub(r"\g<key>***", hidden)

@@ -62,7 +62,7 @@ def record_model(launch: Launch, record: ModelRecord, writer: RunWriter) -> Mode
     record = replace(record, model_uri=uri)
     writer.tags({"model_uri": uri, "export": str(home)})
     writer.record(record)
-    record.save(home / "record.json")
+    record.save(launch.layout.record(launch.key))
     # the last thing written: a FINISHED run with a record is a model that needs nothing more
     writer.end("FINISHED")
     journal.remove()

@@ -24,9 +24,7 @@ def default_tracking_uri(storage: str) -> str:
 
 def experiment_id(uri: str, experiment: str) -> str | None:
     """The id that MLflow's pages use for an experiment, or None."""
-    from mlflow import MlflowClient
-
-    found = MlflowClient(tracking_uri=uri).get_experiment_by_name(experiment)
+    found = mlflow_client(uri).get_experiment_by_name(experiment)
     return None if found is None else str(found.experiment_id)
 
 
@@ -53,8 +51,6 @@ class Tracking:
         wait_s: float = SHORT_WAIT_S,
         say: Callable[[str], None] = logger.warning,
     ) -> None:
-        from mlflow.exceptions import MlflowException
-
         self.uri = uri
         self.patience = Patience(uri, wait_s, say)
         local = uri.startswith("sqlite:")
@@ -73,9 +69,7 @@ class Tracking:
                 self.experiment_id = found.experiment_id
         except TrackingError:
             raise
-        except (MlflowException, OSError, ValueError) as error:
-            raise TrackingError(unreachable(uri, error)) from error
-        except Exception as error:  # SQLAlchemy's and requests' own trees
+        except Exception as error:  # MLflow's, SQLAlchemy's and requests' own trees
             raise TrackingError(unreachable(uri, error)) from error
         self.client = PatientClient(client, self.patience)
 
