@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from orchestrator.data.prepare import prepare_data
+from orchestrator.job import Job
+from orchestrator.spec import MethodSpec
+from orchestrator.spec_io import load_spec
 from orchestrator.tracking import default_tracking_uri
+from tests.orchestrator.small import train_to
 
 SPEC = """
 name: tiny
@@ -90,6 +100,60 @@ def lowrank(spec: Path, storage: Path, command: str = "run", *rest: str) -> Ran:
         check=False,
     )
     return Ran(spec, storage, done.stdout + done.stderr, done.returncode)
+
+
+def start(spec: Path, log: Path, *asked: str) -> subprocess.Popen[bytes]:
+    """`lowrank run` in the background, what it says in a file."""
+    with log.open("w") as out:
+        return subprocess.Popen(
+            [sys.executable, "-u", "-m", "jobs", "run", str(spec), *asked],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+            # a test run in a shell's background inherits an ignored SIGINT, and would pass it on
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+
+def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until a campaign has said it."""
+    deadline = time.monotonic() + 240
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+
+
+def without_letters(spec: Path) -> None:
+    """Leave the spec the task that takes less time."""
+    text = spec.read_text()
+    begin, end = text.index("  - name: letters"), text.index("  - name: packages")
+    spec.write_text(text[:begin] + text[end:])
+
+
+def compression(folder: Path, evaluate_every: int, steps: int) -> dict[str, Any]:
+    """Fields of a job that compresses a small character model, its parent trained here."""
+    spec, _ = write_spec(folder)
+    task = load_spec(spec, ["tasks.letters.dense.steps=4"]).task("letters")
+    task = task.model_copy(update={"evaluate_every": evaluate_every})
+    method = MethodSpec(kind="adaptive", density=0.5, steps=steps, gated_fraction=0.5)
+    data = prepare_data(task, folder / "cache", None)
+    fields = {
+        "task": task.model_dump(mode="json"),
+        "method": method.model_dump(),
+        "data": str(data.folder),
+        "seed": 1,
+    }
+    dense = train_to(folder / "dense", Job(key="dense", **fields))
+    return {"key": "small", "dense": dense.export, **fields}
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two exports have the same bits."""
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return first.keys() == second.keys() and all(
+        torch.equal(tensor, second[name]) for name, tensor in first.items()
+    )
 
 
 def write_spec(folder: Path, name: str = "tiny") -> tuple[Path, Path]:

@@ -8,14 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
-from orchestrator.data.prepare import prepare_data
-from orchestrator.job import Job
-from orchestrator.spec import MethodSpec
-from orchestrator.spec_io import load_spec
-from tests.integration.conftest import environment, write_spec
-from tests.orchestrator.small import train_to
+from tests.integration.conftest import compression, environment, same_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -61,22 +55,11 @@ with ray_session():
 
 
 def test_a_killed_worker_costs_the_steps_since_the_last_state(tmp_path: Path) -> None:
-    spec, _ = write_spec(tmp_path)
-    task = load_spec(spec, ["tasks.letters.dense.steps=4"]).task("letters")
-    task = task.model_copy(update={"evaluate_every": 8})
-    method = MethodSpec(kind="adaptive", density=0.5, steps=32, gated_fraction=0.5)
-    data = prepare_data(task, tmp_path / "cache", None)
-    fields = {
-        "task": task.model_dump(mode="json"),
-        "method": method.model_dump(),
-        "data": str(data.folder),
-        "seed": 1,
-    }
-    dense = train_to(tmp_path / "dense", Job(key="dense", **fields))
+    job = compression(tmp_path, evaluate_every=8, steps=32)
     runs = [
         {
             "name": name,
-            "job": {"key": "small", "dense": dense.export, "snapshots": str(folder), **fields},
+            "job": job | {"snapshots": str(folder)},
             "seen": str(tmp_path / f"{name}.txt"),
             "die_at": die_at,
             "storage": str(tmp_path / "ray"),
@@ -99,9 +82,4 @@ def test_a_killed_worker_costs_the_steps_since_the_last_state(tmp_path: Path) ->
     assert (tmp_path / "undisturbed.txt").read_text().split() == ["8", "16", "24", "32"]
     # after its death at 24 it goes on from the state of 16, gates gone already
     assert (tmp_path / "killed.txt").read_text().split() == ["8", "16", "24", "24", "32"]
-    first, second = (
-        load_file(tmp_path / f"{name}-export" / "model.safetensors")
-        for name in ("undisturbed", "killed")
-    )
-    assert first.keys() == second.keys()
-    assert all((tensor == second[name]).all() for name, tensor in first.items())
+    assert same_weights(tmp_path / "undisturbed-export", tmp_path / "killed-export")

@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.conftest import environment, write_spec
+from tests.integration.conftest import start, wait_for, without_letters, write_spec
 from tests.orchestrator.tracking.server import Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 240
-    while text not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.1)
-
-
 def test_a_campaign_outlives_its_tracking_server(tmp_path: Path) -> None:
     spec, _ = write_spec(tmp_path, "away")
-    text = spec.read_text()
-    start, end = text.index("  - name: letters"), text.index("  - name: packages")
-    spec.write_text(text[:start] + text[end:])
+    without_letters(spec)
     server, log = Server(tmp_path / "server"), tmp_path / "log.txt"
     server.start()
     asked = ["--set", "search.density=[0.5]", "--set", f"tracking.uri={server.uri}"]
     try:
-        with log.open("w") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "jobs", "run", str(spec), *asked],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=environment(),
-            )
+        process = start(spec, log, *asked)
         wait_for("packages dense: step", log, process)
         server.kill()
         # the trial gives up after half a minute, and the driver goes on asking
