@@ -26,6 +26,7 @@ class Layout:
         models/KEY/                    exported model and its record.json
         snapshots/KEY/                 states of a training that is not finished, to go on from
         journal/KEY.jsonl              its curve, until all of it is in MLflow
+        hung/KEY/                      where workers stood that were ended because they hung
         train/, tune/                  Ray's own state: needed only while trials run
     """
 
@@ -72,6 +73,9 @@ class Layout:
 
     def journal(self, key: str) -> Path:
         return self.root / "journal" / f"{key}.jsonl"
+
+    def hung(self, key: str) -> Path:
+        return self.root / "hung" / key
 
     def record(self, key: str) -> Path:
         return self.model(key) / RECORD

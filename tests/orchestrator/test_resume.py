@@ -281,6 +281,9 @@ class ProcessWorkers:
     def ending(self) -> bool:
         return False
 
+    def beat(self) -> None:
+        pass
+
 
 def work(
     job: dict[str, Any], stop: int, folder: str, rank: int, world: int, wrap: Any
