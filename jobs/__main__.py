@@ -90,6 +90,13 @@ def run(
         bool,
         typer.Option("--measure-again", help="Time finished models again, on a quieter machine."),
     ] = False,
+    changed: Annotated[
+        bool,
+        typer.Option(
+            "--changed",
+            help="Go on although the spec no longer asks for some of the finished models.",
+        ),
+    ] = False,
 ) -> None:
     """Run a campaign, or finish one that was interrupted.
 
@@ -97,10 +104,13 @@ def run(
     data-parallel workers; then speed is measured with the machine to itself, a model is picked
     from the Pareto front, registered, fetched back, evaluated again, and promoted if it passes
     the gates. Ray starts on this machine unless RAY_ADDRESS names a cluster.
+
+    A spec may ask for more than it did before; what is there stays. One that no longer asks for
+    finished models is refused with the difference shown, unless --changed is given.
     """
     from jobs.commands import run as command
 
-    _exit(command, spec, set_, measure_again)
+    _exit(command, spec, set_, measure_again, changed)
 
 
 @app.command()

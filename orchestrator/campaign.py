@@ -19,6 +19,7 @@ from pathlib import Path
 
 from orchestrator import cluster
 from orchestrator.campaign_state import AnyTask, Site, TaskState
+from orchestrator.changes import check_change
 from orchestrator.conclusion import conclude, hardware
 from orchestrator.data.prepare import PreparedData, describe, prepare_data
 from orchestrator.errors import CampaignError
@@ -50,13 +51,18 @@ class Campaign:
         spec: Resolved: absolute paths.
         say: Receives lines for people.
         measure_again: Time finished models once more, say because the machine was busy.
+        changed: Go on under this name even if the spec no longer asks for models that are there.
     """
 
     def __init__(
-        self, spec: CampaignSpec, say: Callable[[str], None], measure_again: bool = False
+        self,
+        spec: CampaignSpec,
+        say: Callable[[str], None],
+        measure_again: bool = False,
+        changed: bool = False,
     ) -> None:
         self.spec, self.progress = spec, Progress(say=say)
-        self.measure_again = measure_again
+        self.measure_again, self.changed = measure_again, changed
         self.layout = Layout(Path(spec.storage), spec.name)
         self.tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
         self.registry_uri = spec.tracking.registry or self.tracking_uri
@@ -75,6 +81,7 @@ class Campaign:
         with ExitStack() as stack:
             stack.enter_context(self.layout.locked())
             stack.enter_context(interruptible())
+            check_change(self.layout, self.spec, self.changed, self.progress.line)
             self.layout.spec.write_text(dump_spec(self.spec, redact=True), encoding="utf-8")
             self.tracking = self._open_tracking()
             try:
