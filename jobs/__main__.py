@@ -50,6 +50,8 @@ app = typer.Typer(
 
       lowrank run SPEC           train, search, measure, choose, promote
 
+      lowrank status SPEC        how does it stand? (from another terminal)
+
       lowrank ui SPEC            look at every run in MLflow
 
     The same `run` command again finishes what is missing and redoes nothing.
@@ -111,6 +113,29 @@ def run(
     from jobs.commands import run as command
 
     _exit(command, spec, set_, measure_again, changed)
+
+
+@app.command()
+def status(
+    spec: SpecArgument,
+    set_: SetOption,
+    watch: Annotated[
+        float | None,
+        typer.Option("--watch", min=1, metavar="SECONDS", help="Look again every so often."),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Each model, however many there are.")
+    ] = False,
+) -> None:
+    """See how a campaign stands, from any terminal, while it runs or after.
+
+    Read from MLflow, so it works from every machine that reaches the tracking server. Whether a
+    process drives the campaign is seen on machines that share its storage. Give the options of
+    `lowrank run` again.
+    """
+    from jobs.status import status as command
+
+    _exit(command, spec, set_, watch, every)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from jobs.__main__ import app
 
-COMMANDS = ["validate", "run", "report", "results", "promote", "rollback", "compress"]
+COMMANDS = ["validate", "run", "status", "report", "results", "promote", "rollback", "compress"]
 COMMANDS += ["bench", "export", "ui"]
 WITHOUT_SPEC = ["bench", "export"]
 HEAVY = {"torch", "ray", "mlflow", "transformers", "pydantic", "numpy", "orchestrator", "lowrank"}
