@@ -20,7 +20,7 @@ from orchestrator.records import (
     ModelRecord,
     TaskResult,
 )
-from orchestrator.tracking import Tracking, default_tracking_uri
+from orchestrator.tracking import Tracking
 from orchestrator.tracking.journal import Stamped
 from tests.orchestrator.record_factory import (
     make_campaign,
@@ -48,14 +48,9 @@ def with_failure(task: TaskResult) -> TaskResult:
 
 
 @pytest.fixture
-def uri(tmp_path: Path) -> str:
-    return default_tracking_uri(str(tmp_path))
-
-
-@pytest.fixture
-def tracking(uri: str, tmp_path: Path) -> Tracking:
+def tracking(store: str, tmp_path: Path) -> Tracking:
     """Of the disturbed campaign: two runs that ended."""
-    tracking = Tracking(uri, "faults-1", tmp_path)
+    tracking = Tracking(store, "faults-1", tmp_path)
     parent = tracking.task_run("faults-1", "docs-lm", "", {})
     run = tracking.model_run("key", parent, "name", {}, {})
     for each in (run, parent):
@@ -72,8 +67,8 @@ def found(folder: Path, uri: str, change: Change = lambda task: task) -> Found:
     return compare(folder, "undisturbed", "faults-1", 100.0, uri)
 
 
-def test_two_campaigns_with_the_same_models_are_equal(tmp_path: Path, uri: str, tracking: Tracking):
-    each = found(tmp_path, uri)
+def test_two_campaigns_with_the_same_models_are_equal(tmp_path: Path, tracking: Tracking):
+    each = found(tmp_path, tracking.uri)
     assert each.problems == []
     assert each.planned == each.finished == each.same_bits > 2
     assert (each.lost, each.duplicated, each.open_runs, each.steps_twice) == (0, 0, 0, 0)
@@ -100,20 +95,20 @@ def test_two_campaigns_with_the_same_models_are_equal(tmp_path: Path, uri: str, 
     ],
 )
 def test_each_difference_is_a_problem(
-    change: Change, problem: str, tmp_path: Path, uri: str, tracking: Tracking
+    change: Change, problem: str, tmp_path: Path, tracking: Tracking
 ):
-    problems = found(tmp_path, uri, change).problems
+    problems = found(tmp_path, tracking.uri, change).problems
     assert any(problem in each for each in problems), problems
 
 
-def test_runs_that_are_open_or_doubled_are_problems(tmp_path: Path, uri: str, tracking: Tracking):
+def test_runs_that_are_open_or_doubled_are_problems(tmp_path: Path, tracking: Tracking):
     parent = tracking.client.create_run(
         tracking.experiment_id, tags={"lowrank.key": "key", "mlflow.runName": "again"}
     ).info.run_id
     point = CurvePoint(step=3, phase="finetune", seconds=1.0, train_loss=1.0)
     for at_ms in (1, 2):
         tracking.writer(parent).points([Stamped(point=point, at_ms=at_ms)], "loss")
-    each = found(tmp_path, uri)
+    each = found(tmp_path, tracking.uri)
     assert (each.duplicated, each.open_runs, each.steps_twice) == (1, 1, 1)
     assert len([p for p in each.problems if "faults-1" in p]) >= 3
 

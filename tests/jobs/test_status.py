@@ -14,7 +14,7 @@ from jobs.status import MOST, shown
 from orchestrator.layout import Layout
 from orchestrator.spec_io import load_spec
 from orchestrator.status import CampaignStatus, ModelStatus
-from orchestrator.tracking import Tracking, default_tracking_uri
+from orchestrator.tracking import Tracking
 from tests.jobs.specs import write_spec
 
 
@@ -70,11 +70,11 @@ class TestCommand:
         assert "nothing is recorded" in result.stderr
 
     @pytest.mark.parametrize("watch", [[], ["--watch", "1"]])
-    def test_it_looks_once_or_until_it_is_over(self, spec: Path, watch: list[str]):
+    def test_it_looks_once_or_until_it_is_over(self, spec: Path, store: str, watch: list[str]):
         loaded = load_spec(spec)
         layout = Layout(Path(loaded.storage), loaded.name)
         layout.create()
-        tracking = Tracking(default_tracking_uri(loaded.storage), loaded.name, layout.artifacts)
+        tracking = Tracking(store, loaded.name, layout.artifacts)
         for task in loaded.tasks:
             parent = tracking.task_run(loaded.name, task.name, "", {})
             run = tracking.model_run(
@@ -82,7 +82,9 @@ class TestCommand:
             )
             tracking.writer(run).end("FINISHED")
             tracking.writer(parent).end("FINISHED")
-        result = CliRunner().invoke(app, ["status", str(spec), *watch])
+        result = CliRunner().invoke(
+            app, ["status", str(spec), "--set", f"tracking.uri={store}", *watch]
+        )
         assert result.exit_code == 0
         assert "over (lowrank report)" in result.stdout
         assert "letters dense" in result.stdout

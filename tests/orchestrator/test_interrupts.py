@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.interrupts import interruptible, one_piece
-from orchestrator.tracking import Tracking, default_tracking_uri
+from orchestrator.tracking import Tracking
 
 
 @pytest.fixture(autouse=True)
@@ -102,13 +102,13 @@ def test_a_request_of_another_thread_does_not_hold_up_the_main_one() -> None:
     thread.join(30)
 
 
-def test_runs_can_be_ended_whenever_the_signal_came(tmp_path: Path) -> None:
-    uri, moments = default_tracking_uri(str(tmp_path)), random.Random(3)
+def test_runs_can_be_ended_whenever_the_signal_came(tmp_path: Path, store: str) -> None:
+    moments = random.Random(3)
     signal.signal(signal.SIGALRM, lambda *_: ask(signal.SIGTERM))
-    looking = Tracking(uri, "stopped", tmp_path)
+    looking = Tracking(store, "stopped", tmp_path)
     interrupted = 0
     for index in range(20):
-        tracking = Tracking(uri, "stopped", tmp_path)
+        tracking = Tracking(store, "stopped", tmp_path)
         try:
             signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.001, 0.08))
             task = tracking.task_run("stopped", f"task-{index}", "", {})

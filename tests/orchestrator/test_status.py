@@ -13,7 +13,7 @@ from orchestrator.layout import Layout
 from orchestrator.records import CurvePoint
 from orchestrator.spec import CampaignSpec
 from orchestrator.status import CampaignStatus, campaign_status
-from orchestrator.tracking import Tracking, default_tracking_uri
+from orchestrator.tracking import Tracking
 from orchestrator.tracking.journal import Stamped
 from orchestrator.tracking.reading import RunReader
 from tests.orchestrator.record_factory import make_trials
@@ -66,10 +66,10 @@ class Standing:
 
 
 @pytest.fixture
-def standing(tmp_path: Path) -> Standing:
+def standing(tmp_path: Path, store: str) -> Standing:
     layout = Layout(tmp_path, "standing")
     layout.create()
-    tracking = Tracking(default_tracking_uri(str(tmp_path)), "standing", layout.artifacts)
+    tracking = Tracking(store, "standing", layout.artifacts)
     parent = tracking.task_run("standing", "letters", "", {})
     return Standing(CampaignSpec.model_validate(SPEC), layout, tracking, parent)
 
