@@ -34,6 +34,7 @@ from orchestrator.spec_io import dump_spec
 from orchestrator.spec_search import ComparedMethod
 from orchestrator.tracking import RunWriter, Tracking, TrackingAway, default_tracking_uri
 from orchestrator.training_stage import TrainingStage
+from orchestrator.trial import Train, train_on_workers
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Campaign:
         say: Receives lines for people.
         measure_again: Time finished models once more, say because the machine was busy.
         changed: Go on under this name even if the spec no longer asks for models that are there.
+        train: How a model is trained.
     """
 
     def __init__(
@@ -60,9 +62,10 @@ class Campaign:
         say: Callable[[str], None],
         measure_again: bool = False,
         changed: bool = False,
+        train: Train = train_on_workers,
     ) -> None:
         self.spec, self.progress = spec, Progress(say=say)
-        self.measure_again, self.changed = measure_again, changed
+        self.measure_again, self.changed, self.train = measure_again, changed, train
         self.layout = Layout(Path(spec.storage), spec.name)
         self.tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
         self.registry_uri = spec.tracking.registry or self.tracking_uri
@@ -109,6 +112,7 @@ class Campaign:
             tracking=self.tracking,
             progress=self.progress,
             available=session.enter_context(cluster.ray_session()),
+            train=self.train,
         )
         for state in states:
             setting = {"data": state.data.info, "hardware": hardware(site.available)}

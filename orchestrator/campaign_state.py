@@ -12,6 +12,7 @@ from orchestrator.records import FailedTrial, ModelRecord
 from orchestrator.search import TrialPlan
 from orchestrator.spec import AnyTask, CampaignSpec
 from orchestrator.tracking import Tracking
+from orchestrator.trial import Train, train_on_workers
 
 
 @dataclass(kw_only=True)
@@ -39,3 +40,4 @@ class Site:
     progress: Progress
     available: dict[str, Any]
     """The cluster's resources."""
+    train: Train = train_on_workers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from orchestrator import cluster
@@ -173,7 +174,7 @@ class TrainingStage:
 
         names = {launch.key: name for name, launch in launches.items()}
         tuner = tune.Tuner(
-            tune.with_resources(tune_trial, {cluster.DRIVER: 1}),
+            tune.with_resources(partial(tune_trial, train=self.site.train), {cluster.DRIVER: 1}),
             param_space={"launch": tune.grid_search([asdict(v) for v in launches.values()])},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=concurrent,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ logger = logging.getLogger(__name__)
 MAX_FAILURES = 2
 """Restarts after a lost worker or node, besides those after a notice. What is wrong with the job
 itself is not tried again by Ray; after a divergence the training goes back by itself."""
+
+Train = Callable[[Launch, list[Any]], ModelRecord]
+"""Trains what a launch asks for and leaves its files at home; gets callbacks of Ray Train. In a
+campaign `train_on_workers`; another one stands in where the campaign itself is looked at."""
 
 
 def worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +58,7 @@ def _sink(config: dict[str, Any]) -> CurveSink:
     return CurveSink(Journal(Path(config["journal"])), lambda points: writer.points(points, metric))
 
 
-def run_launch(launch: Launch, callbacks: list[Any] | None = None) -> ModelRecord:
+def run_launch(launch: Launch, callbacks: list[Any], train: Train) -> ModelRecord:
     """Train one model on its workers, bring its files home, and write its MLflow run.
 
     Raises:
@@ -62,7 +67,7 @@ def run_launch(launch: Launch, callbacks: list[Any] | None = None) -> ModelRecor
     """
     writer = RunWriter(launch.tracking_uri, launch.run_id)
     try:
-        record = trained(launch) or _fit(launch, callbacks or [])
+        record = trained(launch) or train(launch, callbacks)
         if stood := hung(launch.layout.hung(launch.key)):
             writer.tags({"hung": stood})
         return record_model(launch, record, writer)
@@ -77,14 +82,14 @@ def run_launch(launch: Launch, callbacks: list[Any] | None = None) -> ModelRecor
         raise
 
 
-def tune_trial(config: dict[str, Any]) -> None:
-    """The Tune trainable: one trial is one Ray Train run."""
+def tune_trial(config: dict[str, Any], train: Train) -> None:
+    """The Tune trainable: one trial is one training, of `train_on_workers` as a rule."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
     launch = Launch(**config["launch"])
     try:
-        record = run_launch(launch, [TuneReportCallback()])
+        record = run_launch(launch, [TuneReportCallback()], train)
     except TrackingAway as error:
         logger.warning("%s", error)
         tune.report({"ended": 1, "failure": None, "unrecorded": True})
@@ -95,7 +100,12 @@ def tune_trial(config: dict[str, Any]) -> None:
     tune.report({"ended": 1, "failure": None, "quality": record.quality})
 
 
-def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
+def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord:
+    """One Ray Train run: trains, and brings the model's files home.
+
+    Raises:
+        TrialError: Training failed.
+    """
     import ray.train
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
