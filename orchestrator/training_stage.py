@@ -178,6 +178,8 @@ class TrainingStage:
             param_space={"launch": tune.grid_search([asdict(v) for v in launches.values()])},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=concurrent,
+                # a process takes longer to start and import than a trial's bookkeeping takes
+                reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.config["launch"]["job"]["key"],
             ),
             run_config=tune.RunConfig(
