@@ -124,6 +124,8 @@ def unreachable(uri: str, error: Exception) -> str:
 def _reason(error: Exception) -> str:
     """The first line of what the client said."""
     first = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, ModuleNotFoundError) and error.name in ("psycopg", "psycopg2"):
+        first += "; install the extra `postgres`, and write postgresql+psycopg://"
     return redact_uri(first)[:300]
 
 

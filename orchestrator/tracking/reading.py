@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.errors import TrackingError, redact_uri
 from orchestrator.records import RECORD, ModelRecord
 from orchestrator.tracking.patience import unreachable
-from orchestrator.tracking.writer import SETTING, mlflow_client
+from orchestrator.tracking.writer import SETTING, knock, mlflow_client
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class RunReader:
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
             raise TrackingError(f"nothing is recorded in {redact_uri(uri)} yet")
         try:
+            knock(uri)
             self.client = mlflow_client(uri)
             found = self.client.get_experiment_by_name(experiment)
         except Exception as error:  # MLflow's, SQLAlchemy's and requests' own trees

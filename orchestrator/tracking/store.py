@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import TrackingError, redact_uri
 from orchestrator.tracking.patience import Patience, PatientClient, unreachable
-from orchestrator.tracking.writer import SHORT_WAIT_S, RunWriter, flat, mlflow_client
+from orchestrator.tracking.writer import SHORT_WAIT_S, RunWriter, flat, knock, mlflow_client
 
 logger = logging.getLogger(__name__)
 
+KEY = "lowrank.key"
+"""Tag by which a run is found again."""
 MOST_PARAMS = 100
 """In one request; the server's limit."""
+PAGE = 1000
+"""Runs in one answer. Each comes with all its params and metrics, a few KiB."""
 ENDING_WAIT_S = 10.0
 """How long whoever asked a campaign to end waits for a store that is away: SQLite gives up a lock
 after 5 s by itself, and a process that was just killed may have left one."""
@@ -29,6 +34,15 @@ def experiment_id(uri: str, experiment: str) -> str | None:
     """The id that MLflow's pages use for an experiment, or None."""
     found = mlflow_client(uri).get_experiment_by_name(experiment)
     return None if found is None else str(found.experiment_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of a run from having listed or made it."""
+
+    run_id: str
+    is_finished: bool
+    """A trial's process ends its run, so False means no more than not yet seen."""
 
 
 class Tracking:
@@ -56,8 +70,12 @@ class Tracking:
     ) -> None:
         self.uri = uri
         self.patience = Patience(uri, wait_s, say)
+        # a driver has its experiment for itself, so one listing is enough; to search for each key
+        # would take a server longer the more runs it has
+        self._known: dict[str, _Known] | None = None
         local = uri.startswith("sqlite:")
         try:
+            knock(uri)
             client = mlflow_client(uri)
             found = client.get_experiment_by_name(experiment)
             if found is None:
@@ -87,7 +105,7 @@ class Tracking:
 
     def task_run(self, campaign: str, task: str, spec_yaml: str, tags: dict[str, str]) -> str:
         """The parent run of a task, found again by its tag on a resume."""
-        run_id = self._run(f"task:{task}", None, task, {"task": task, **tags})
+        run_id, _ = self._run(f"task:{task}", None, task, {"task": task, **tags})
         # the spec may have changed since the run was made
         for name, value in {"campaign": campaign, **tags}.items():
             self.client.set_tag(run_id, name, value)
@@ -104,44 +122,71 @@ class Tracking:
         """
         from mlflow.entities import Param
 
-        run_id = self._run(key, parent, name, tags)
-        self.client.update_run(run_id, status="RUNNING")
-        known = self.client.get_run(run_id).data.params
-        new = [Param(k, str(value)) for k, value in flat(params).items() if k not in known]
+        run_id, is_new = self._run(key, parent, name, tags)
+        there: dict[str, str] = {}
+        if not is_new:
+            self._all()[key] = _Known(run_id, False)
+            self.client.update_run(run_id, status="RUNNING")
+            there = self.client.get_run(run_id).data.params
+        new = [Param(k, str(value)) for k, value in flat(params).items() if k not in there]
         for start in range(0, len(new), MOST_PARAMS):
             self.client.log_batch(run_id, params=new[start : start + MOST_PARAMS])
         return run_id
 
     def finished(self, key: str) -> bool:
         """Whether the run with this key ended as FINISHED."""
-        found = self._find(key)
-        return found is not None and found.info.status == "FINISHED"
+        run = self._all().get(key)
+        if run is None or run.is_finished:
+            return run is not None
+        return self.client.get_run(run.run_id).info.status == "FINISHED"
 
     def sweep(self, status: str, reason: str) -> int:
         """End every run that is still RUNNING, for nobody writes it any more; returns how many."""
-        runs = self.client.search_runs(
-            [self.experiment_id], "attributes.status = 'RUNNING'", max_results=5000
-        )
+        runs = list(self._search("attributes.status = 'RUNNING'"))
         for run in runs:
             self.writer(run.info.run_id).end(status, reason)
         return len(runs)
 
-    def _find(self, key: str) -> Any:
-        runs = self.client.search_runs(
-            [self.experiment_id], f"tags.`lowrank.key` = '{key}'", max_results=1
-        )
-        return runs[0] if runs else None
+    def _search(self, condition: str) -> Iterator[Any]:
+        """Every run that meets it, the latest first."""
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id], condition, max_results=PAGE, page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
 
-    def _run(self, key: str, parent: str | None, name: str, tags: dict[str, str]) -> str:
+    def _all(self) -> dict[str, _Known]:
+        """The runs by their keys."""
+        if self._known is None:
+            found: dict[str, _Known] = {}
+            for run in self._search(""):
+                if key := run.data.tags.get(KEY):
+                    found.setdefault(key, _Known(run.info.run_id, run.info.status == "FINISHED"))
+            self._known = found
+        return self._known
+
+    def _run(
+        self, key: str, parent: str | None, name: str, tags: dict[str, str]
+    ) -> tuple[str, bool]:
+        """The run's id, and whether it was made now and has no more than these tags."""
         # as a whole: a run whose making was not answered is found by the next look
         return self.patience.ask(self._get_or_create, key, parent, name, tags)
 
-    def _get_or_create(self, key: str, parent: str | None, name: str, tags: dict[str, str]) -> str:
-        found = self._find(key)
-        if found is not None:
-            return found.info.run_id
-        tags = {**tags, "lowrank.key": key, "mlflow.source.name": "lowrank run"}
+    def _get_or_create(
+        self, key: str, parent: str | None, name: str, tags: dict[str, str]
+    ) -> tuple[str, bool]:
+        runs = self._all()
+        if key in runs:
+            return runs[key].run_id, False
+        tags = {**tags, KEY: key, "mlflow.source.name": "lowrank run"}
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
+        self._known = None  # until there is an answer
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
-        return run.info.run_id
+        runs[key] = _Known(run.info.run_id, False)
+        self._known = runs
+        return run.info.run_id, True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ WEIGHTS_SHA256 = "weights_sha256"
 SHORT_WAIT_S = 30.0
 """How long a worker or a trial waits for a store that is away: a lock and a server's restart pass,
 and a processor is not kept idle for longer. Whoever can wait longer, the driver, does so."""
+DATABASE_TIMEOUT_S = 20
+"""As long as a server is given to answer (`mlflow_client`)."""
 SETTING = "setting.json"
 """On the task's run: what its models have in common, for who reads the records alone."""
 
@@ -48,6 +51,26 @@ def mlflow_client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def knock(uri: str) -> None:
+    """Ask a database once; MLflow itself asks one that does not answer for a hundred seconds.
+
+    Args:
+        uri: MLflow tracking URI; of servers and of SQLite nothing is asked.
+
+    Raises:
+        Exception: SQLAlchemy's, or that its driver is not installed.
+    """
+    if not uri.startswith(("postgresql:", "postgresql+psycopg:")):
+        return
+    import sqlalchemy
+    from sqlalchemy.pool import NullPool
+
+    arguments = {"connect_timeout": DATABASE_TIMEOUT_S}
+    engine = sqlalchemy.create_engine(uri, poolclass=NullPool, connect_args=arguments)
+    with engine.connect():
+        pass
 
 
 class RunWriter:
@@ -113,24 +136,22 @@ class RunWriter:
 
     def speed(self, rows: list[Speed], name: str = "speed") -> None:
         """Timings, each with its spread; the fingerprint as tags."""
+        values: dict[str, float] = {}
         for row in rows:
             shape = f"{name}/b{row.batch}x{row.length}"
-            self.metrics(
-                {
-                    f"{shape}/dense_ms": row.dense_ms,
-                    f"{shape}/compressed_ms": row.compressed_ms,
-                    f"{shape}/dense_iqr_ms": row.dense_spread_ms,
-                    f"{shape}/compressed_iqr_ms": row.compressed_spread_ms,
-                    f"{shape}/speedup": row.speedup,
-                    f"{shape}/speedup_q1": row.speedup_low,
-                    f"{shape}/speedup_q3": row.speedup_high,
-                    f"{shape}/dense_tokens_per_s": row.throughput_dense,
-                    f"{shape}/compressed_tokens_per_s": row.throughput_compressed,
-                }
-            )
+            values |= {
+                f"{shape}/dense_ms": row.dense_ms,
+                f"{shape}/compressed_ms": row.compressed_ms,
+                f"{shape}/dense_iqr_ms": row.dense_spread_ms,
+                f"{shape}/compressed_iqr_ms": row.compressed_spread_ms,
+                f"{shape}/speedup": row.speedup,
+                f"{shape}/speedup_q1": row.speedup_low,
+                f"{shape}/speedup_q3": row.speedup_high,
+                f"{shape}/dense_tokens_per_s": row.throughput_dense,
+                f"{shape}/compressed_tokens_per_s": row.throughput_compressed,
+            }
         if rows:
-            for key, value in rows[0].fingerprint.items():
-                self.client.set_tag(self.run_id, f"{name}.{key}", str(value))
+            self.metrics(values, {f"{name}.{k}": str(v) for k, v in rows[0].fingerprint.items()})
 
     def int8(self, found: Int8) -> None:
         """The model in 8-bit integers."""
@@ -138,17 +159,22 @@ class RunWriter:
         self.metrics({"int8/num_bytes": found.num_bytes})
         self.speed(found.speed, "int8_speed")
 
-    def metrics(self, values: dict[str, float]) -> None:
-        """Latest values; what is not finite becomes a tag, since servers differ on NaN."""
-        for key, value in values.items():
-            if math.isfinite(value):
-                self.client.log_metric(self.run_id, key, float(value))
-            else:
-                self.client.set_tag(self.run_id, key, str(value))
+    def metrics(self, values: dict[str, float], tags: dict[str, str] | None = None) -> None:
+        """Latest values, and tags with them, in one request; what is not finite becomes a tag,
+        since servers differ on NaN."""
+        from mlflow.entities import Metric, RunTag
+
+        now = int(time.time() * 1000)
+        finite = {key: float(value) for key, value in values.items() if math.isfinite(value)}
+        others = {key: str(value) for key, value in values.items() if key not in finite}
+        self.client.log_batch(
+            self.run_id,
+            metrics=[Metric(key, value, now, 0) for key, value in finite.items()],
+            tags=[RunTag(key, value) for key, value in (others | (tags or {})).items()],
+        )
 
     def tags(self, values: dict[str, str]) -> None:
-        for key, value in values.items():
-            self.client.set_tag(self.run_id, key, value)
+        self.metrics({}, values)
 
     def artifact(self, path: Path) -> None:
         self.client.log_artifact(self.run_id, str(path))

@@ -40,6 +40,16 @@ def text_of(uri: str, run: str, name: str, folder: Path) -> str:
     return Path(reader(uri).download_artifacts(run, name, str(folder))).read_text()
 
 
+def _noted(asked: list[str], name: str, call: Any) -> Any:
+    """The call, noting its name each time."""
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        asked.append(name)
+        return call(*args, **kwargs)
+
+    return noted
+
+
 class TestOpening:
     def test_an_experiment_is_made_once(self, store: str, tmp_path: Path):
         first, again = (Tracking(store, "campaign", tmp_path / "artifacts") for _ in range(2))
@@ -63,11 +73,16 @@ class TestOpening:
         assert "secret" not in str(caught.value)
 
     @pytest.mark.parametrize("uri", ["sqlite:///{}/store.db", "nonsense://{}", "postgresql://{}"])
-    def test_what_is_no_store_is_named(self, uri: str, tmp_path: Path):
+    def test_what_is_no_store_is_named(
+        self, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
         (tmp_path / "file").write_text("")
-        uri = uri.format(tmp_path / "file")
+        uri, slept = uri.format(tmp_path / "file"), list[float]()
+        monkeypatch.setattr(time, "sleep", slept.append)
         with pytest.raises(TrackingError, match=f"^tracking.uri: {uri} cannot be reached"):
             Tracking(uri, "campaign", tmp_path)
+        if uri.startswith("postgresql"):
+            assert not slept, "MLflow asks a database ten times, in a hundred seconds"
 
     def test_the_default_is_a_file_under_the_storage(self, tmp_path: Path):
         assert default_tracking_uri(str(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"
@@ -121,6 +136,53 @@ class TestRuns:
         # a run that is taken up again is not finished any more
         tracking.model_run("k", "p", "n", {}, {})
         assert not tracking.finished("k")
+
+    def test_a_thousand_keys_are_one_question(
+        self, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+    ):
+        """A search for each of them takes a server longer, the more runs it has."""
+        made = {key: tracking.model_run(key, "p", key, {}, {}) for key in "abcdefg"}
+        RunWriter(tracking.uri, made["c"]).end("FINISHED")
+        monkeypatch.setattr("orchestrator.tracking.store.PAGE", 3)
+        again = Tracking(tracking.uri, "campaign", Path("unused"))
+        asked: list[str] = []
+        for name in ("search_runs", "get_run", "update_run", "create_run", "log_batch"):
+            monkeypatch.setattr(
+                again.client, name, _noted(asked, name, getattr(again.client, name)), raising=False
+            )
+        assert again.finished("c")
+        assert not again.finished("new")
+        assert asked == ["search_runs"] * 3, "seven runs on pages of three"
+        asked.clear()
+        assert again.finished("c")
+        assert not again.finished("new")
+        assert asked == []
+        # what another process may have ended is looked at
+        RunWriter(tracking.uri, made["d"]).end("FINISHED")
+        assert again.finished("d")
+        assert asked == ["get_run"]
+        asked.clear()
+        again.model_run("new", "p", "new", {"one": 1}, {})
+        assert asked == ["create_run", "log_batch"]
+        assert again.model_run("a", "p", "a", {}, {}) == made["a"]
+
+    def test_of_two_runs_with_one_key_the_latest_counts(self, tracking: Tracking):
+        tracking.model_run("k", "p", "n", {}, {})
+        client = reader(tracking.uri)
+        second = client.create_run(
+            tracking.experiment_id, start_time=2**42, tags={"lowrank.key": "k"}
+        )
+        again = Tracking(tracking.uri, "campaign", Path("unused"))
+        assert again.model_run("k", "p", "n", {}, {}) == second.info.run_id
+
+    def test_a_sweep_ends_more_than_a_page(
+        self, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr("orchestrator.tracking.store.PAGE", 2)
+        for key in "abcde":
+            tracking.model_run(key, "p", key, {}, {})
+        assert tracking.sweep("KILLED", "gone") == 5
+        assert tracking.sweep("KILLED", "gone") == 0
 
     def test_a_sweep_ends_what_still_runs_and_nothing_else(self, tracking: Tracking):
         runs = {
@@ -234,6 +296,20 @@ class TestWriting:
         assert metrics["size/num_parameters"] == record.size.num_parameters
         assert metrics["density/prunable"] == record.densities.prunable
         assert metrics["projection/expected_density"] == record.projection["expected_density"]
+
+    def test_figures_and_tags_are_one_request(
+        self, writer: RunWriter, either: Family, monkeypatch: pytest.MonkeyPatch
+    ):
+        asked: list[str] = []
+        for name in ("log_batch", "log_metric", "set_tag"):
+            method = _noted(asked, name, getattr(writer.client, name))
+            monkeypatch.setattr(writer.client, name, method, raising=False)
+        writer.record(either.trials[0])
+        writer.speed([make_speed(1, 1.1, 6.0), make_speed(32, 1.5, 80.0)])
+        writer.tags({"a": "1", "b": "2"})
+        assert asked == ["log_batch"] * 3
+        tags = reader(writer.uri).get_run(writer.run_id).data.tags
+        assert (tags["a"], tags["b"]) == ("1", "2")
 
     def test_speed_is_written_with_its_fingerprint(self, writer: RunWriter):
         writer.speed([make_speed(1, 1.1, 6.0), make_speed(32, 1.5, 80.0)])
