@@ -176,6 +176,9 @@ class _Search:
             for run in runs
             if run.tags.get("kind") == "trial" and run.params.get("data_hash") == self.data_hash
         ]
+        # of several with one key the first stands
+        self.by_key = {run.key: run for run in reversed(self.runs)}
+        self.taken: set[str] = set()
         self.plans: list[TrialPlan] = []
         self.used: dict[str, LoggedRun] = {}
         self.finished: dict[str, ModelRecord] = {}
@@ -210,6 +213,7 @@ class _Search:
             self.missing.append((plan, "not started"))
             return
         self.used[plan.key] = run
+        self.taken.add(run.run_id)
         self.matched += run.key != plan.key
         if run.status == "FAILED":
             self.failed[plan.key] = FailedTrial(
@@ -230,11 +234,10 @@ class _Search:
             self.missing.append((plan, "running" if run.status == "RUNNING" else "stopped"))
 
     def _run_of(self, plan: TrialPlan) -> LoggedRun | None:
-        taken = {run.run_id for run in self.used.values()}
-        free = [run for run in self.runs if run.run_id not in taken]
-        for run in free:
-            if run.key == plan.key:
-                return run
+        own = self.by_key.get(plan.key)
+        if own is not None and own.run_id not in self.taken:
+            return own
+        free = [run for run in self.runs if run.run_id not in self.taken]
         wanted = {"method": plan.method.model_dump(), "dense": self.task.dense.model_dump()}
         asked = flat(wanted | {"method_name": plan.method_name, "seed": plan.seed})
         alike = [run for run in free if _agrees(run, asked)]
