@@ -53,7 +53,7 @@ $(VENV)/.ready: $(PINS) | $(BIN)/python
 
 $(VENV)/.ready-test: $(VENV)/.ready
 	@echo "== Installing what the tests need"
-	$(PIP) -q -e ".[onnx,bench,test]"
+	$(PIP) -q -e ".[onnx,bench,postgres,test]"
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready

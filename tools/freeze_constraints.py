@@ -1,8 +1,8 @@
 """Write constraints.txt: the versions of this environment that the project needs, no others.
 
-Follows the requirements of pyproject.toml with the extras `onnx`, `test`, `bench` and `dev` through
-the installed packages. What else lies in the environment (an editor's tools) is left out, and so
-are local version suffixes: `torch==2.13.0` matches the CPU and the CUDA build alike.
+Follows the requirements of pyproject.toml with the extras `onnx`, `postgres`, `test`, `bench` and
+`dev` through the installed packages. What else lies in the environment (an editor's tools) is left
+out, and so are local version suffixes: `torch==2.13.0` matches the CPU and the CUDA build alike.
 
     .venv/bin/python tools/freeze_constraints.py > constraints.txt
 """
@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("onnx", "test", "bench", "dev")
+EXTRAS = ("onnx", "postgres", "test", "bench", "dev")
 
 
 def direct_requirements() -> list[Requirement]:

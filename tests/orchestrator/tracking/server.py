@@ -18,11 +18,14 @@ class Server:
 
     Args:
         folder: What survives the process.
+        database: SQLAlchemy's URI of its store; by default SQLite in the folder.
+        workers: Processes that answer.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str | None = None, workers: int = 1) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+        self.folder, self.workers = folder, workers
+        self.database = database or f"sqlite:///{folder}/mlflow.db"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -35,16 +38,16 @@ class Server:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "mlflow", "server", "--port", str(self.port)),
-                    *("--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"),
+                    *("--backend-store-uri", self.database),
                     *("--artifacts-destination", str(self.folder / "artifacts")),
-                    *("--workers", "1"),
+                    *("--workers", str(self.workers)),
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # its workers die with it
                 env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             try:
                 if requests.get(f"{self.uri}/health", timeout=2).ok:
