@@ -1,0 +1,1 @@
+"""How a campaign's own cost grows with its trials: recorded trainings, everything else real."""
