@@ -8,9 +8,9 @@ PostgreSQL that it starts itself, and writes the page with its plot. A size that
 measured again: its figures are in WORK/N.json. One that was stopped begins anew, for its wall time
 is of one run.
 
-On two free cores the three sizes take an hour to an hour and a half, nearly all of it the largest
-one. Needs the extra `postgres`, PostgreSQL's programs, some 6 GiB of memory and 2 MiB of disk per
-trial; run it from the repository's root.
+On two free cores the three sizes should take an hour to an hour and a half, nearly all of it the
+largest one. Needs the extra `postgres`, PostgreSQL's programs, some 6 GiB of memory and 2 MiB of
+disk per trial; run it from the repository's root.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ class Figures:
     """Of one size."""
 
     trials: int
+    load: float
+    """Of the machine before it began: its average over a minute."""
     stages: dict[str, float]
     """Seconds, in the order in which they come; together the wall time."""
     early_s: float
@@ -55,6 +57,7 @@ def measure(folder: Path, recording: Path, trials: int, side_by_side: int) -> Fi
     """Run everything of one size, and remove what it left but its logs and its report."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    load = os.getloadavg()[0]
     database = Postgres()
     server = Server(folder / "server", database.uri, SERVER_WORKERS)
     try:
@@ -70,7 +73,7 @@ def measure(folder: Path, recording: Path, trials: int, side_by_side: int) -> Fi
             raise SystemExit(f"{len(finished)} of {trials + 1} models finished: see {folder}")
         size = int(database.query("SELECT pg_database_size(current_database())"))
         commands, memory = _commands(folder, spec)
-        return _figures(folder, trials, campaign, size / 2**20, commands, memory)
+        return _figures(folder, trials, load, campaign, size / 2**20, commands, memory)
     finally:
         server.kill()
         database.remove()
@@ -99,6 +102,7 @@ def _commands(folder: Path, spec: Path) -> tuple[dict[str, float], dict[str, flo
 def _figures(
     folder: Path,
     trials: int,
+    load: float,
     campaign: Watched,
     database_mib: float,
     commands: dict[str, float],
@@ -121,6 +125,7 @@ def _figures(
     root = folder / "storage" / f"scale-{trials}"
     return Figures(
         trials=trials,
+        load=load,
         stages={
             name: end - start for (name, end), start in zip(marks.items(), starts, strict=True)
         },

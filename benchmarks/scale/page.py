@@ -22,7 +22,7 @@ LINEAR = 1.25
 TEXT = """\
 # A campaign of {most:,} trials without its trainings
 
-{date}, {hardware}, nothing beside it:
+{date}, {hardware}, load {load:.1f} before the first:
 
     python -m benchmarks.scale --sizes {sizes} --page {page}
 
@@ -82,6 +82,7 @@ def write_page(
             most=found[-1].trials,
             date=datetime.now(UTC).date(),
             hardware=_hardware(),
+            load=found[0].load,
             sizes=" ".join(str(each.trials) for each in found),
             page=page.as_posix() if not page.is_absolute() else page.name,
             server_workers=server_workers,

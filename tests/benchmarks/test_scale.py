@@ -16,6 +16,7 @@ from orchestrator.spec_io import load_spec
 def figures(trials: int, slow: float = 0.0) -> Figures:
     return Figures(
         trials=trials,
+        load=0.3,
         stages={"start": 10.0, "trials": 5 + 2.0 * trials, "report": 1 + slow * trials**2},
         early_s=0.5,
         late_s=0.6,
