@@ -165,6 +165,8 @@ class TestRuns:
         again.model_run("new", "p", "new", {"one": 1}, {})
         assert asked == ["create_run", "log_batch"]
         assert again.model_run("a", "p", "a", {}, {}) == made["a"]
+        again.model_run("c", "p", "c", {}, {})
+        assert not again.finished("c"), "it is taken up again"
 
     def test_of_two_runs_with_one_key_the_latest_counts(self, tracking: Tracking):
         tracking.model_run("k", "p", "n", {}, {})
