@@ -112,13 +112,16 @@ def _figures(
     gaps = [after - before for before, after in pairwise(ends)]
     quarter = max(1, len(gaps) // 4)
     dense_done = campaign.first("dense: finished")
+    texts = [each.text for each in campaign.lines]
+    chosen = next(index for index, text in enumerate(texts) if "Chosen:" in text)
+    promoted = campaign.lines[chosen + 1].seconds  # whatever became of it
     marks = {
         "start, data, Ray": campaign.first("starting Ray"),
         "dense reference": dense_done,
         "opening runs, first trial's start": campaign.first("density="),
         "trials": campaign.last("finished, validation"),
         "collecting, speed": campaign.first("Chosen:"),
-        "registry": campaign.lines[-1].seconds,
+        "registry": promoted,
         "report, tags, end": campaign.seconds,
     }
     starts = [0.0, *list(marks.values())[:-1]]
