@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orchestrator import wording
+from orchestrator.front.objectives import largest_batch
 from orchestrator.naming import TrialNames
-from orchestrator.pareto import largest_batch
 from orchestrator.records import CampaignResult, Densities, ModelRecord, Speed, TaskResult
 from orchestrator.report_curves import (
     draw_panel,

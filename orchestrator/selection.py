@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.front.dominance import pareto_front
+from orchestrator.front.knee import knee_distances
+from orchestrator.front.objectives import largest_batch, loss_values
 from orchestrator.naming import TrialNames
-from orchestrator.pareto import knee_distances, largest_batch, loss_values, pareto_front
 from orchestrator.records import Choice, Densities, ModelRecord
 from orchestrator.rules import Rule, parse_rule
 from orchestrator.wording import (
@@ -37,7 +39,7 @@ def choose(records: Sequence[ModelRecord], dense: ModelRecord, select: SelectSpe
     Candidates are the members of the front that pass every rule. Among them `smallest` takes the
     fewest parameters of the whole model, `fastest` the lowest latency at the largest measured
     batch, `best` the best validation quality, and `knee` the greatest of
-    `pareto.knee_distances` over the candidates. Ties go to the better quality, then to the
+    `front.knee.knee_distances` over the candidates. Ties go to the better quality, then to the
     smaller key, so the order of `records` does not matter.
 
     Args:

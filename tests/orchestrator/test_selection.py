@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.pareto import largest_batch, loss_values, pareto_front
+from orchestrator.front.dominance import pareto_front
+from orchestrator.front.objectives import largest_batch, loss_values
 from orchestrator.records import ModelRecord
 from orchestrator.rules import parse_rule
 from orchestrator.selection import choose
