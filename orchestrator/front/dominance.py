@@ -7,12 +7,20 @@ Conventions of all functions in this package, for loss values of shape [n, m]:
   trials with the same figures are equally good, and `selection` decides between them;
 - a row with a NaN was not measured: it is never on the front and dominates nothing;
 - infinities are ordinary, very bad or very good, values.
+
+Sorting is moocore's, in C: 100,000 rows take tenths of a second. Version 0.3.2 is right on finite
+values only: it takes a NaN for a very good one, drops rows with an infinity from fronts of three
+objectives, and minus infinity ends the process. So it is given the order of the values in each
+column, which is all that dominance depends on, and no row with a NaN.
 """
 
 from __future__ import annotations
 
+import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from orchestrator.front.staircase import Staircase
 
 Losses = NDArray[np.float64]
 
@@ -26,7 +34,11 @@ def pareto_front(loss_values: ArrayLike) -> NDArray[np.bool_]:
     Returns:
         Mask, [n].
     """
-    return nondomination_rank(loss_values) == 0
+    losses = checked(loss_values)
+    front = _is_measured(losses)
+    # `keep_weakly` keeps every copy of a row
+    front[front] = moocore.is_nondominated(_places(losses[front]), keep_weakly=True)
+    return front
 
 
 def nondomination_rank(loss_values: ArrayLike) -> NDArray[np.int64]:
@@ -40,27 +52,70 @@ def nondomination_rank(loss_values: ArrayLike) -> NDArray[np.int64]:
     """
     losses = checked(loss_values)
     ranks = np.full(len(losses), len(losses), dtype=np.int64)
-    known = ~np.isnan(losses).any(axis=1)
-    # adding 0.0 makes -0.0 and 0.0 the same row
-    unique, inverse = np.unique(losses[known] + 0.0, axis=0, return_inverse=True)
-    ranks[known] = _ranks_of_sorted(unique)[inverse.reshape(-1)]
+    known = _is_measured(losses)
+    ranks[known] = moocore.pareto_rank(_places(losses[known]))
     return ranks
 
 
-def _ranks_of_sorted(rows: Losses) -> NDArray[np.int64]:
-    """Ranks of distinct rows in lexicographic order.
+def epsilon_front(loss_values: ArrayLike, epsilon: ArrayLike) -> NDArray[np.bool_]:
+    """The front and what is as good within a tolerance (after Laumanns et al. 2002).
 
-    In that order only an earlier row can dominate, and it does if the columns after the first
-    are no larger. The rank of a row is the length of the longest chain of rows above it.
+    A row falls out only if another one is better by at least epsilon in every objective, with 0
+    for "no worse". With epsilon 0 everywhere this is `pareto_front`.
+
+    Args:
+        loss_values: [n, m] with m = 2 or 3.
+        epsilon: [m], in the units of the columns, finite and not negative.
+
+    Returns:
+        Mask, [n], with at least the rows of the front.
     """
-    ranks = np.zeros(len(rows), dtype=np.int64)
-    columns = np.ascontiguousarray(rows[:, 1:].T)
-    for i in range(1, len(rows)):
-        dominates = np.ones(i, dtype=bool)
-        for column in columns:
-            dominates &= column[:i] <= column[i]
-        ranks[i] = np.max(ranks[:i], where=dominates, initial=-1) + 1
-    return ranks
+    losses, tolerance = checked(loss_values), np.asarray(epsilon, dtype=np.float64)
+    if losses.shape[1] not in (2, 3) or tolerance.shape != losses.shape[1:]:
+        raise ValueError(
+            "loss_values [n, m] and epsilon [m] with m = 2 or 3 are needed, "
+            f"got {losses.shape} and {tolerance.shape}"
+        )
+    if not (np.isfinite(tolerance).all() and (tolerance >= 0).all()):
+        raise ValueError(f"epsilon must be finite and >= 0, got {tolerance.tolist()}")
+    front = pareto_front(losses)
+    if not tolerance.any():
+        return front
+    within = _is_measured(losses)
+    # a row that is beaten so far is so by a row of the front, which dominates what beats it
+    within[within] = ~_covered(losses[front], losses[within] - tolerance)
+    # an infinity less epsilon is itself, and nothing beats itself
+    return within | front
+
+
+def _covered(front: Losses, rows: Losses) -> NDArray[np.bool_]:
+    """Which of `rows` have a row of `front` that is no larger in any column.
+
+    Both are gone through in the order of the last column; what was met of the front is kept as the
+    staircase of the others, so that n rows take O(n log n) comparisons.
+    """
+    if front.shape[1] == 2:
+        front, rows = (np.insert(each, 0, 0.0, axis=1) for each in (front, rows))
+    covered, stairs, met = np.zeros(len(rows), dtype=bool), Staircase(), 0
+    points = front[np.argsort(front[:, 2], kind="stable")].tolist()
+    for index in np.argsort(rows[:, 2], kind="stable").tolist():
+        x, y, z = rows[index].tolist()
+        while met < len(points) and points[met][2] <= z:
+            stairs.add(points[met][0], points[met][1])
+            met += 1
+        covered[index] = stairs.covers(x, y)
+    return covered
+
+
+def _is_measured(losses: Losses) -> NDArray[np.bool_]:
+    """Which rows have no NaN."""
+    return np.asarray(~np.isnan(losses).any(axis=1))
+
+
+def _places(losses: Losses) -> Losses:
+    """Each value's place among the different values of its column, 0 for the smallest."""
+    places = [np.unique(column + 0.0, return_inverse=True)[1] for column in losses.T]
+    return np.column_stack(places).astype(np.float64)
 
 
 def checked(loss_values: ArrayLike) -> Losses:

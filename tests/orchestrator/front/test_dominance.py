@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from orchestrator.front.dominance import nondomination_rank, pareto_front
+from orchestrator.front.dominance import epsilon_front, nondomination_rank, pareto_front
 from orchestrator.front.hypervolume import hypervolume
 from tests.orchestrator.front.draws import extended, losses
 
@@ -81,13 +81,56 @@ def test_no_rows_and_bad_shapes() -> None:
 
 
 @pytest.mark.parametrize("everything_on_the_front", [False, True])
-def test_ten_thousand_points_take_little_time(everything_on_the_front: bool) -> None:
-    points = np.random.default_rng(0).random((10_000, 3))
+def test_a_hundred_thousand_points(everything_on_the_front: bool) -> None:
+    points = np.random.default_rng(0).random((100_000, 3))
     if everything_on_the_front:
         points[:, 2] = 2 - points[:, :2].sum(axis=1)
-    start = time.perf_counter()
-    front = pareto_front(points)
-    volume = hypervolume(points, [2, 2, 2])
-    assert time.perf_counter() - start < 5  # about 0.3 s on an idle core
+    front, ranks = pareto_front(points), nondomination_rank(points)
     assert front.all() == everything_on_the_front
-    assert 1 < volume < 8
+    assert (front == (ranks == 0)).all()
+    assert 1 < hypervolume(points, [2, 2, 2]) < 8
+    near = epsilon_front(points, [0.01, 0.01, 0.01])
+    assert near[front].all()
+    assert near.sum() > front.sum() or everything_on_the_front
+
+
+# --------------------------------------------------------------------------- epsilon
+
+
+def brute_force_epsilon_front(points: np.ndarray, epsilon: np.ndarray) -> np.ndarray:
+    def beaten(p: np.ndarray) -> bool:
+        return any(dominates(q, p) and (q <= p - epsilon).all() for q in points)
+
+    return np.array([not np.isnan(p).any() and not beaten(p) for p in points], dtype=bool)
+
+
+@settings(deadline=None, max_examples=300)
+@given(losses((2, 3), extended), st.tuples(*[st.integers(0, 2)] * 3))
+def test_epsilon_front_agrees_with_brute_force(points: np.ndarray, epsilon: tuple) -> None:
+    tolerance = np.array(epsilon[: points.shape[1]], dtype=float)
+    expected = brute_force_epsilon_front(points, tolerance).tolist()
+    assert epsilon_front(points, tolerance).tolist() == expected
+
+
+def test_a_tolerance_takes_in_what_is_nearly_as_good() -> None:
+    # the second is worse than the first in both, by 0.1 in the quality and 5 in size
+    points = [[1.0, 100.0], [1.1, 105.0], [1.5, 200.0]]
+    assert epsilon_front(points, [0, 0]).tolist() == [True, False, False]
+    assert epsilon_front(points, [0.2, 0]).tolist() == [True, True, False]
+    assert epsilon_front(points, [0, 6]).tolist() == [True, True, False]
+    assert epsilon_front(points, [0.1, 5]).tolist() == [True, False, False]  # at least epsilon
+
+
+@pytest.mark.parametrize(
+    ("shape", "epsilon", "says"),
+    [
+        ((2, 4), [0] * 4, "m = 2 or 3"),
+        ((2, 2), [0], "m = 2 or 3"),
+        ((2, 2), [-1, 0], ">= 0"),
+        ((2, 2), [math.nan, 0], "finite"),
+        ((2, 2), [math.inf, 0], "finite"),
+    ],
+)
+def test_epsilon_front_states_its_rules(shape: tuple, epsilon: list, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        epsilon_front(np.zeros(shape), epsilon)

@@ -24,13 +24,21 @@ def count_cells(points: np.ndarray, reference: tuple[int, ...]) -> int:
 @settings(deadline=None, max_examples=200)
 @given(losses((2, 2), small), st.tuples(*[st.integers(1, 5)] * 2))
 def test_area_agrees_with_counted_cells(points: np.ndarray, reference: tuple[int, ...]) -> None:
-    assert hypervolume(points, reference) == count_cells(points, reference)
+    assert hypervolume(points, reference) == pytest.approx(count_cells(points, reference))
 
 
 @settings(deadline=None, max_examples=200)
 @given(losses((3, 3), small), st.tuples(*[st.integers(1, 5)] * 3))
 def test_volume_agrees_with_counted_cells(points: np.ndarray, reference: tuple[int, ...]) -> None:
-    assert hypervolume(points, reference) == count_cells(points, reference)
+    assert hypervolume(points, reference) == pytest.approx(count_cells(points, reference))
+
+
+@settings(deadline=None, max_examples=50)
+@given(losses((4, 4), small), st.tuples(*[st.integers(1, 4)] * 4))
+def test_four_objectives_agree_with_counted_cells(
+    points: np.ndarray, reference: tuple[int, ...]
+) -> None:
+    assert hypervolume(points, reference) == pytest.approx(count_cells(points, reference))
 
 
 @settings(deadline=None)
@@ -38,7 +46,7 @@ def test_volume_agrees_with_counted_cells(points: np.ndarray, reference: tuple[i
 def test_only_the_front_has_volume(points: np.ndarray) -> None:
     reference = [5.0] * points.shape[1]
     front = points[pareto_front(points)]
-    assert hypervolume(points, reference) == hypervolume(front, reference)
+    assert hypervolume(points, reference) == pytest.approx(hypervolume(front, reference))
 
 
 def test_closed_forms() -> None:
@@ -61,9 +69,8 @@ def test_volume_of_what_lies_outside_is_zero_and_of_infinity_infinite() -> None:
 @pytest.mark.parametrize(
     ("points", "reference", "says"),
     [
-        ([[0.0]], [1], "m = 2 or 3"),
-        ([[0.0] * 4], [1] * 4, "m = 2 or 3"),
-        ([[0.0, 0.0]], [1, 1, 1], "m = 2 or 3"),
+        ([[0.0]], [1], "m >= 2"),
+        ([[0.0, 0.0]], [1, 1, 1], "m >= 2"),
         ([[0.0, 0.0]], [1, math.nan], "must not be NaN"),
     ],
 )
