@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.counting import Densities, Size
+from orchestrator.front.figures import AcrossTasks, NoisyFront
 
 MET = 0.002
 """A density that is exceeded by no more counts as met: rounding of ranks in small layers."""
@@ -132,6 +133,8 @@ class ModelRecord:
     """If `measure.int8` asked for it."""
     rate_factor: float = 1.0
     """On the learning rates: below 1 if the training diverged and was taken up again."""
+    finished: float | None = None
+    """When it was recorded, in seconds since the epoch; None in records of earlier versions."""
 
     @property
     def quality(self) -> float:
@@ -253,6 +256,8 @@ class TaskResult:
     promotion: Promotion | None = None
     data: dict[str, Any] = field(default_factory=dict)
     """Source, sizes of the splits, content hash."""
+    noisy_front: NoisyFront | None = None
+    """The front with its uncertainty; None in results of earlier versions, or without trials."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,6 +268,8 @@ class CampaignResult:
     seconds: float
     tasks: list[TaskResult]
     hardware: dict[str, Any]
+    across: list[AcrossTasks] = field(default_factory=list)
+    """Settings or methods over all tasks, if there are several."""
 
     def save(self, path: Path) -> None:
         """As JSON, whole or not at all."""
@@ -274,6 +281,7 @@ class CampaignResult:
     def load(cls, path: Path) -> CampaignResult:
         raw = json.loads(path.read_text(encoding="utf-8"))
         raw["tasks"] = [_task_result(task) for task in raw["tasks"]]
+        raw["across"] = [AcrossTasks(**each) for each in raw.get("across", [])]
         return cls(**raw)
 
 
@@ -284,4 +292,6 @@ def _task_result(raw: dict[str, Any]) -> TaskResult:
     raw["choice"] = Choice(**raw["choice"])
     if raw["promotion"] is not None:
         raw["promotion"] = Promotion(**raw["promotion"])
+    if raw.get("noisy_front") is not None:
+        raw["noisy_front"] = NoisyFront.from_dict(raw["noisy_front"])
     return TaskResult(**raw)

@@ -242,6 +242,13 @@ class SelectSpec(Block):
     require: list[str] = Field(default_factory=list)
     """Rules that the model must meet on validation."""
     then: Literal["smallest", "fastest", "best", "knee"] = "smallest"
+    """`knee`: where the front bends most, so that more of one objective costs much of another."""
+    epsilon: float = Field(0, ge=0, lt=1)
+    """Figures that differ by no more than this part of dense count as equal: then the better
+    quality decides, for `best` the smaller size."""
+    reference_drop: float | None = Field(None, gt=0, le=10)
+    """Relative loss of quality at the reference point of the hypervolume; by default the limit of
+    `quality_drop` in `require`, or 0.1."""
 
     @field_validator("require")
     @classmethod
@@ -371,6 +378,9 @@ class CampaignSpec(Block):
         values = self.model_dump(mode="json", exclude={"storage", "tracking"})
         if not self.measure.int8:  # came later: what is recorded of specs without it stays
             del values["measure"]["int8"]
+        for name in ("epsilon", "reference_drop"):
+            if name not in self.select.model_fields_set:
+                del values["select"][name]
         return content_hash(values)
 
 
