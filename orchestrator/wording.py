@@ -42,6 +42,17 @@ def percent(fraction: float) -> str:
     return f"{value:.2f}%" if 0 < abs(value) < 0.995 else f"{value:.1f}%"
 
 
+def probability_in_words(probability: float | None) -> str:
+    """Whole percents, as a thousand draws tell no more; certainty is not claimed of draws."""
+    if probability is None:
+        return ""
+    if 0 < probability < 0.005:
+        return "<1%"
+    if 0.995 < probability < 1:
+        return ">99%"
+    return f"{100 * probability:.0f}%"
+
+
 def count(value: float, unit: str = "") -> str:
     """Three significant digits with a decimal prefix: `835 k`, `12.3 M`, `3.20 MB`."""
     for scale, prefix in ((1e9, "G" if unit else "B"), (1e6, "M"), (1e3, "k")):

@@ -22,7 +22,7 @@ from orchestrator.front.noise import (
 )
 from orchestrator.front.objectives import largest_batch
 from orchestrator.front.settings import runs_of_settings
-from orchestrator.records import ModelRecord
+from orchestrator.records import ModelRecord, TaskResult
 
 REFERENCE_DROP = 0.1
 """Unless a rule says otherwise. A model a tenth worse than dense is hardly wanted at any size."""
@@ -93,6 +93,11 @@ def noisy_front(
         reference=dict(zip(objectives, reference, strict=True)),
         volumes=points,
     )
+
+
+def front_of(task: TaskResult) -> NoisyFront | None:
+    """What a result says of its front; computed now for results of earlier versions."""
+    return task.noisy_front or noisy_front(task.trials, task.dense, task.data)
 
 
 def _in_order(
