@@ -378,6 +378,8 @@ class CampaignSpec(Block):
         values = self.model_dump(mode="json", exclude={"storage", "tracking"})
         if not self.measure.int8:  # came later: what is recorded of specs without it stays
             del values["measure"]["int8"]
+        if self.search.finalists is None:
+            del values["search"]["finalists"]
         for name in ("epsilon", "reference_drop"):
             if name not in self.select.model_fields_set:
                 del values["select"][name]

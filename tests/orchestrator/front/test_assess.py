@@ -24,6 +24,7 @@ def repeated(deviation: float, seeds: int = 3) -> list[ModelRecord]:
             trial,
             key=f"{trial.key}-{seed}",
             seed=trial.seed + seed,
+            method_name="flop-l0",
             validation={trial.metric.name: trial.quality + deviation * (seed - 1)},
             test={trial.metric.name: trial.test[trial.metric.name] + deviation * (seed - 1)},
         )
