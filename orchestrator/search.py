@@ -99,8 +99,11 @@ def expected_trials(spec: CampaignSpec, task: AnyTask) -> int:
         plans = plan_trials(spec, task, "", finished)
         if len(plans) == len(finished):
             return len(plans)
-        # the larger the better, and no two alike: the place counts among equals in density
-        finished = {plan.key: place - 1e6 * plan.method.density for place, plan in enumerate(plans)}
+        places: dict[tuple[str, str], int] = {}
+        for plan in plans:
+            places.setdefault(_setting(plan), len(places))
+        # the larger the better; among equals in density the first setting, with all its runs
+        finished = {p.key: places[_setting(p)] - 1e6 * p.method.density for p in plans}
 
 
 def _best(
@@ -131,8 +134,7 @@ def _finalists(
     groups: dict[tuple[str, str], list[TrialPlan]] = {}
     for plan in planned:
         if plan.key in losses and not math.isnan(losses[plan.key][1]):
-            setting = content_hash(plan.method.deciding())
-            groups.setdefault((plan.method_name, setting), []).append(plan)
+            groups.setdefault(_setting(plan), []).append(plan)
     points = [
         (
             fmean(losses[plan.key][1] for plan in runs),
@@ -144,6 +146,11 @@ def _finalists(
         return []
     on_front = pareto_front(points)
     return [runs[0] for runs, on in zip(groups.values(), on_front, strict=True) if on]
+
+
+def _setting(plan: TrialPlan) -> tuple[str, str]:
+    """What is common to a draw and its repeats."""
+    return plan.method_name, content_hash(plan.method.deciding())
 
 
 # --------------------------------------------------------------------------- keys

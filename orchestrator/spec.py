@@ -381,7 +381,7 @@ class CampaignSpec(Block):
         if self.search.finalists is None:
             del values["search"]["finalists"]
         for name in ("epsilon", "reference_drop"):
-            if name not in self.select.model_fields_set:
+            if not values["select"][name]:
                 del values["select"][name]
         return content_hash(values)
 

@@ -515,5 +515,15 @@ def test_as_many_finalists_are_expected_as_there_are_densities():
     assert expected_trials(spec, spec.tasks[0]) == expected_trials(without, without.tasks[0]) + 9
 
 
-def test_a_spec_without_finalists_keeps_its_hash():
-    assert spec_with().digest() == "593555a82decf9e3"
+def test_what_came_later_is_part_of_a_hash_only_if_it_is_used(monkeypatch: pytest.MonkeyPatch):
+    hashed: list[dict[str, Any]] = []
+    monkeypatch.setattr("orchestrator.spec.content_hash", lambda values: hashed.append(values))
+    explicit = {"finalists": None}
+    spec_with(search=SPEC["search"] | explicit, select={"epsilon": 0}).digest()
+    used = {"epsilon": 0.01, "reference_drop": 0.2}
+    spec_with(search=SPEC["search"] | {"finalists": 3}, select=used).digest()
+    before, after = hashed
+    assert set(before["select"]) == {"require", "then"}
+    assert "finalists" not in before["search"]
+    assert after["select"] | used == after["select"]
+    assert after["search"]["finalists"] == 3
