@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import signal
 import threading
@@ -18,6 +20,10 @@ logger = logging.getLogger(__name__)
 DRIVER = "driver"
 """Custom resource that trial drivers take instead of a CPU. Ray Train places its workers in a
 group of their own, outside the trial's: a trial that held a CPU would starve its own workers."""
+
+CAPACITY_ENV = "LOWRANK_CLUSTER_CAPACITY"
+"""What a cluster's autoscaler may grow to, as JSON such as `{"CPU": 64, "GPU": 8}`. Ray tells only
+what is there now, and trials that wait for nodes are what makes an autoscaler add some."""
 
 LOCAL_DRIVERS = 64
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -53,7 +59,7 @@ def set_environment() -> None:
 
 @contextmanager
 def ray_session() -> Iterator[dict[str, Any]]:
-    """Start or join Ray; yields the cluster's resources.
+    """Start or join Ray; yields the cluster's resources, with those that it may grow to.
 
     Without RAY_ADDRESS a fresh local instance is started, whatever else runs on this machine,
     with the dashboard's server process: Train's clean-up of a stopped trial asks it.
@@ -79,9 +85,34 @@ def ray_session() -> Iterator[dict[str, Any]]:
         # Ray takes the signal for itself and exits at once; a campaign has runs to close
         signal.signal(signal.SIGTERM, on_terminate)
     try:
-        yield ray.cluster_resources()
+        there = ray.cluster_resources()
+        yield capacity(there) if address else there
     finally:
         ray.shutdown()
+
+
+def capacity(there: dict[str, Any]) -> dict[str, Any]:
+    """What is there, or may be there once the autoscaler has added nodes.
+
+    Raises:
+        CampaignError: LOWRANK_CLUSTER_CAPACITY is not what it must be.
+    """
+    text = os.environ.get(CAPACITY_ENV)
+    if not text:
+        return there
+    rule = f'{CAPACITY_ENV} must be like {{"CPU": 64, "GPU": 8}}, got {text[:200]}'
+    try:
+        most = json.loads(text)
+    except ValueError:
+        raise CampaignError(rule) from None
+    if not isinstance(most, dict) or not all(_is_amount(amount) for amount in most.values()):
+        raise CampaignError(rule)
+    return there | {name: max(amount, there.get(name, 0)) for name, amount in most.items()}
+
+
+def _is_amount(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value < math.inf
 
 
 def check_fits(resources: Resources, available: dict[str, Any], task: str) -> None:
@@ -125,6 +156,11 @@ def run_alone(function: Callable[..., Any], *args: Any) -> Any:
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"]]
     with_cpu = [node for node in nodes if node.get("CPU", 0) >= 1]
+    if not with_cpu:
+        raise CampaignError(
+            "no node of the cluster has a CPU to measure speed on; keep at least one worker "
+            "(minReplicas), and the same command goes on"
+        )
     best = max(with_cpu, key=lambda node: (node.get("GPU", 0), node["CPU"]))
     remote = ray.remote(function).options(
         num_cpus=best["CPU"], num_gpus=1 if best.get("GPU", 0) >= 1 else 0, max_retries=1

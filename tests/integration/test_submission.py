@@ -1,0 +1,159 @@
+"""A campaign on a cluster by Ray's Jobs API: submitted, followed, stopped, sent again, finished."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from orchestrator.cluster import DRIVER
+from orchestrator.tracking import default_tracking_uri
+from tests.integration.conftest import environment, wait_for, without_letters, write_spec
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ONE_TRIAL = ("--set", "search.density=[0.5]")
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head node of its own, and how to reach it."""
+
+    address: str
+    token: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+
+    def lowrank(self, *words: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "jobs", *words, "--address", self.address],
+            capture_output=True,
+            text=True,
+            env=self.environment if token else environment(),
+            timeout=540,
+            check=False,
+        )
+
+    def start(self, log: Path, *words: str) -> subprocess.Popen[bytes]:
+        with log.open("w") as out:
+            return subprocess.Popen(
+                [sys.executable, "-u", "-m", "jobs", *words, "--address", self.address],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+            )
+
+
+@pytest.fixture
+def head() -> Iterator[Head]:
+    """Ports, folder and token that no other Ray of this machine has."""
+    # a short path: that of a socket may have 107 characters
+    folder = tempfile.mkdtemp(prefix="ray-")
+    ports = _free_ports(5)
+    found = Head(f"http://127.0.0.1:{ports[0]}", secrets.token_hex(16))
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    command += [f"--dashboard-port={ports[0]}", "--dashboard-host=127.0.0.1", f"--port={ports[1]}"]
+    command += [f"--ray-client-server-port={ports[2]}"]
+    command += [f"--dashboard-agent-listen-port={ports[3]}", f"--metrics-export-port={ports[4]}"]
+    command += ["--min-worker-port=0", "--max-worker-port=0", "--num-cpus=2"]
+    command += [f'--resources={{"{DRIVER}": 8}}', f"--temp-dir={folder}"]
+    command += ["--object-store-memory=100000000", "--disable-usage-stats"]
+    # a job calls `lowrank` by its name, as it does in an image
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    log = Path(folder, "head.txt")
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=found.environment | {"PATH": path}
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield found
+    finally:
+        mine = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        process.wait(60)
+        _, alive = psutil.wait_procs(mine, timeout=10)
+        for each in alive:
+            each.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _statuses(storage: Path) -> list[str]:
+    client = MlflowClient(default_tracking_uri(str(storage)))
+    (experiment,) = [e for e in client.search_experiments() if e.name == "sent"]
+    return [r.info.status for r in client.search_runs([experiment.experiment_id])]
+
+
+def test_a_submitted_campaign_is_followed_stopped_and_finished(head: Head, tmp_path: Path) -> None:
+    path, storage = write_spec(tmp_path, "sent")
+    without_letters(path)
+    spec = (str(path), *ONE_TRIAL)
+    log = tmp_path / "log.txt"
+    following = head.start(log, "submit", *spec)
+    wait_for("dense: finished", log, following)
+
+    again = head.lowrank("submit", *spec, "--no-follow")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "nothing was sent, it is on its way already, as sent-1" in again.stdout
+
+    stopped = head.lowrank("job", "stop", *spec)
+    assert (stopped.returncode, stopped.stderr) == (0, "")
+    assert "sent-1 stopped after" in stopped.stdout
+    assert following.wait(60) == 130
+    # the campaign itself had the time to end, and has closed its runs
+    assert "the same command goes on from there" in log.read_text()
+    statuses = _statuses(storage)
+    assert "KILLED" in statuses
+    assert "RUNNING" not in statuses
+
+    second = head.lowrank("submit", *spec)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "sent, as sent-2 at" in second.stdout
+    assert second.stdout.count("already finished") == 1
+    assert set(_statuses(storage)) == {"FINISHED"}
+
+    status = head.lowrank("job", "status", *spec)
+    assert "sent-1  stopped after" in status.stdout
+    assert "sent-2  succeeded after" in status.stdout
+    assert "champion" in status.stdout
+
+
+def test_what_cannot_run_is_refused_before_it_is_sent(head: Head, tmp_path: Path) -> None:
+    path, storage = write_spec(tmp_path, "refused")
+    stranger = head.lowrank("submit", str(path), token=False)
+    assert (stranger.returncode, stranger.stdout) == (1, "")
+    assert "wants a token" in stranger.stderr
+    large = head.lowrank("submit", str(path), "--set", "resources.workers=8")
+    assert (large.returncode, large.stdout) == (1, "")
+    assert "one trial needs 8 CPU, the cluster has 2 (8 workers)" in large.stderr
+    unknown = head.lowrank("job", "stop", str(path))
+    assert unknown.returncode == 1
+    assert "campaign 'refused' was never submitted to" in unknown.stderr
+    assert not storage.exists()
