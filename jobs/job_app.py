@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -98,7 +99,7 @@ def stop(spec: SpecArgument, set_: SetOption, address: AddressOption = None) -> 
     _exit(command, spec, set_, address)
 
 
-def _exit(command: object, *args: object) -> None:
+def _exit(command: Callable[..., int], *args: object) -> None:
     from jobs.failure import run_command
 
-    raise typer.Exit(run_command(command, *args))  # type: ignore[arg-type]
+    raise typer.Exit(run_command(command, *args))

@@ -9,9 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,16 @@ from tests.integration.conftest import environment, wait_for, without_letters, w
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+START = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+START += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
+START += ["--object-store-memory=100000000"]
+FASTER = """
+from jobs.__main__ import main
+from orchestrator.submission import JobServer
+
+JobServer.attempts = lambda *_: []
+main()
+"""
 ONE_TRIAL = ("--set", "search.density=[0.5]")
 
 
@@ -33,6 +42,9 @@ class Head:
     """A head node of its own, and how to reach it."""
 
     address: str
+    """Of its dashboard."""
+    gcs: str
+    """Where other nodes join."""
     token: str
 
     @property
@@ -40,8 +52,11 @@ class Head:
         return environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
     def lowrank(self, *words: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run("-m", "jobs", *words, token=token)
+
+    def run(self, *words: str, token: bool = True) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "jobs", *words, "--address", self.address],
+            [sys.executable, *words, "--address", self.address],
             capture_output=True,
             text=True,
             env=self.environment if token else environment(),
@@ -59,42 +74,48 @@ class Head:
             )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     """Ports, folder and token that no other Ray of this machine has."""
     # a short path: that of a socket may have 107 characters
     folder = tempfile.mkdtemp(prefix="ray-")
     ports = _free_ports(5)
-    found = Head(f"http://127.0.0.1:{ports[0]}", secrets.token_hex(16))
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    found = Head(f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", secrets.token_hex(16))
+    command = [*START, "--head", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
     command += [f"--dashboard-port={ports[0]}", "--dashboard-host=127.0.0.1", f"--port={ports[1]}"]
     command += [f"--ray-client-server-port={ports[2]}"]
     command += [f"--dashboard-agent-listen-port={ports[3]}", f"--metrics-export-port={ports[4]}"]
-    command += ["--min-worker-port=0", "--max-worker-port=0", "--num-cpus=2"]
     command += [f'--resources={{"{DRIVER}": 8}}', f"--temp-dir={folder}"]
-    command += ["--object-store-memory=100000000", "--disable-usage-stats"]
     # a job calls `lowrank` by its name, as it does in an image
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     log = Path(folder, "head.txt")
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=found.environment | {"PATH": path}
-        )
     try:
-        deadline = time.monotonic() + 120
-        while "Ray runtime started" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield found
+        with _node(command, log, found.environment | {"PATH": path}):
+            yield found
     finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _node(
+    command: list[str], log: Path, variables: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A node that runs; at the end it and what it has started are gone, and nothing else."""
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=variables)
+    mine = []
+    try:
+        wait_for("Ray runtime started", log, process)
         mine = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        process.wait(60)
+        yield process
+    finally:
+        if process.poll() is None:
+            mine += psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+            process.wait(60)
         _, alive = psutil.wait_procs(mine, timeout=10)
         for each in alive:
             each.kill()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -122,6 +143,10 @@ def test_a_submitted_campaign_is_followed_stopped_and_finished(head: Head, tmp_p
     again = head.lowrank("submit", *spec, "--no-follow")
     assert (again.returncode, again.stderr) == (0, "")
     assert "nothing was sent, it is on its way already, as sent-1" in again.stdout
+
+    # two that ask at the same time: this one has looked before the other was there
+    raced = head.run("-c", FASTER, "submit", *spec, "--no-follow")
+    assert "nothing was sent, it is on its way already, as sent-1" in raced.stdout, raced.stderr
 
     stopped = head.lowrank("job", "stop", *spec)
     assert (stopped.returncode, stopped.stderr) == (0, "")
@@ -157,3 +182,23 @@ def test_what_cannot_run_is_refused_before_it_is_sent(head: Head, tmp_path: Path
     assert unknown.returncode == 1
     assert "campaign 'refused' was never submitted to" in unknown.stderr
     assert not storage.exists()
+
+
+def test_a_pod_that_ends_tells_ray_and_waits_until_its_node_is_empty(
+    head: Head, tmp_path: Path
+) -> None:
+    log = tmp_path / "worker.txt"
+    command = [*START, f"--address={head.gcs}", "--node-ip-address=127.0.0.2", "--num-cpus=1"]
+    with _node(command, log, head.environment) as worker:
+        drain = [sys.executable, "-m", "orchestrator.drain", "--seconds", "60"]
+        done = subprocess.run(
+            [*drain, "--node-ip", "127.0.0.2"],
+            capture_output=True,
+            text=True,
+            env=head.environment | {"RAY_ADDRESS": head.gcs},
+            timeout=120,
+            check=True,
+        )
+        assert "no node of the cluster" not in done.stderr
+        # an empty node ends at once, long before its time is over
+        worker.wait(30)

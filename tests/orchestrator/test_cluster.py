@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster import (
+    CAPACITY_ENV,
     DRIVER,
     ENVIRONMENT,
+    capacity,
     check_fits,
     concurrent_trials,
     set_environment,
@@ -62,6 +64,29 @@ def test_what_can_never_start_is_refused(
 )
 def test_trials_side_by_side(resources: dict[str, Any], expected: int):
     assert concurrent_trials(Resources(**resources), NODE) == expected
+
+
+def test_a_cluster_may_be_told_to_grow(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(CAPACITY_ENV, raising=False)
+    assert capacity(NODE) == NODE
+    monkeypatch.setenv(CAPACITY_ENV, '{"CPU": 4, "GPU": 6.5}')
+    grown = capacity(NODE)
+    # what is there already counts, however little was told
+    assert grown == NODE | {"CPU": 8.0, "GPU": 6.5}
+    check_fits(Resources(workers=6, gpus_per_worker=1), grown, "lm")
+    assert concurrent_trials(Resources(concurrent_trials=9, gpus_per_worker=1), grown) == 6
+    with pytest.raises(CampaignError, match=r"needs 8 GPU, the cluster has 6\.5"):
+        check_fits(Resources(workers=8, gpus_per_worker=1), grown, "lm")
+
+
+@pytest.mark.parametrize(
+    "text", ["8", "[]", "{CPU: 8}", '{"CPU": "8"}', '{"CPU": -1}', '{"CPU": NaN}']
+)
+def test_how_far_must_be_said_in_numbers(text: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(CAPACITY_ENV, text)
+    with pytest.raises(CampaignError, match="LOWRANK_CLUSTER_CAPACITY must be like") as caught:
+        capacity(NODE)
+    assert text in str(caught.value)
 
 
 def test_what_the_person_set_stays(monkeypatch: pytest.MonkeyPatch):
