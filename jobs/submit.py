@@ -17,7 +17,8 @@ from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import load_spec
 
 if TYPE_CHECKING:
-    from orchestrator.submission import Attempt, JobServer
+    from orchestrator.job_server import JobServer
+    from orchestrator.submission import Attempt
 
 STOPPED = 130
 """As a campaign that is interrupted exits."""
@@ -34,10 +35,12 @@ def submit(
     measure_again: bool = False,
 ) -> int:
     """Send a campaign to a cluster, unless it runs there, and follow it."""
+    from orchestrator import submission
+
     spec = load_spec(path, overrides, elsewhere=True)
     server = _server(address)
     _check_resources(server, spec)
-    attempt, is_new = server.submit(spec, measure_again)
+    attempt, is_new = submission.submit(server, spec, measure_again)
     said = "sent" if is_new else "nothing was sent, it is on its way already"
     say(f"campaign {spec.name!r}: {said}, as {attempt.id} at {server.shown_address}")
     if spec.tracking.uri is None:
@@ -64,7 +67,7 @@ def status(path: Path, overrides: Sequence[str], address: str | None) -> int:
     if last.status == "PENDING":
         say(last.message)
         return 0
-    lines = server.log(last).splitlines()[-LAST_LINES:]
+    lines = server.log(last.id).splitlines()[-LAST_LINES:]
     say("\n".join(["", *lines]))
     _explain(last)
     return 0
@@ -75,49 +78,51 @@ def logs(path: Path, overrides: Sequence[str], address: str | None, follow: bool
     _, server, attempts = _known(path, overrides, address)
     if follow:
         return _follow(server, attempts[-1])
-    _write(server.log(attempts[-1]))
+    _write(server.log(attempts[-1].id))
     return 0
 
 
 def stop(path: Path, overrides: Sequence[str], address: str | None) -> int:
     """End the campaign cleanly, and wait for that."""
-    from orchestrator.submission import STOP_S
+    from orchestrator import submission
 
     spec, server, attempts = _known(path, overrides, address)
     attempt = attempts[-1]
     if attempt.is_over:
         say(f"campaign {spec.name!r} does not run: {attempt.id} {_in_words(attempt)}")
         return 0
-    say(f"{attempt.id} closes its runs; after {STOP_S} s it would be killed")
-    attempt = server.stop(attempt)
+    say(f"{attempt.id} closes its runs; after {submission.STOP_S} s it would be killed")
+    attempt = submission.stop(server, attempt)
     say(f"{attempt.id} {_in_words(attempt)}; to go on:")
     say(f"  {_again('submit', path, overrides, server)}")
     return 0
 
 
 def _server(address: str | None) -> JobServer:
+    from orchestrator.job_server import JobServer
+
     if not address:
         raise CampaignError(
             "--address is needed, or RAY_API_SERVER_ADDRESS: the cluster's dashboard, "
             "http://HEAD:8265"
         )
-    from orchestrator.submission import JobServer
-
     return JobServer(address)
 
 
 def _known(
     path: Path, overrides: Sequence[str], address: str | None
 ) -> tuple[CampaignSpec, JobServer, list[Attempt]]:
+    from orchestrator.submission import attempts
+
     spec = load_spec(path, overrides, elsewhere=True)
     server = _server(address)
-    attempts = server.attempts(spec.name)
-    if not attempts:
+    found = attempts(server, spec.name)
+    if not found:
         raise CampaignError(
             f"campaign {spec.name!r} was never submitted to {server.shown_address}, or its head "
             f"was started anew since: {_again('submit', path, overrides, server)}"
         )
-    return spec, server, attempts
+    return spec, server, found
 
 
 def _check_resources(server: JobServer, spec: CampaignSpec) -> None:
@@ -132,8 +137,10 @@ def _check_resources(server: JobServer, spec: CampaignSpec) -> None:
 
 
 def _follow(server: JobServer, attempt: Attempt) -> int:
+    from orchestrator.submission import follow
+
     try:
-        attempt = server.follow(attempt, _write)
+        attempt = follow(server, attempt, _write)
     except KeyboardInterrupt:
         say(f"\n{attempt.id} goes on without you; lowrank job logs -f follows it again")
         return STOPPED

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from jobs.__main__ import app
 from jobs.job_app import job
-from orchestrator.submission import JobServer
+from orchestrator.job_server import JobServer
 from tests.jobs.specs import line_of, write_spec
 
 ROOT = Path(__file__).parents[2]
