@@ -50,9 +50,7 @@ class Head:
 
     @property
     def environment(self) -> dict[str, str]:
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
-        # a node on a busy machine takes longer than the minute that Ray grants it
-        return environment() | token | {"RAY_raylet_start_wait_time_s": "180"}
+        return environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
     def lowrank(self, *words: str, token: bool = True) -> subprocess.CompletedProcess[str]:
         return self.run("-m", "jobs", *words, token=token)
