@@ -41,6 +41,8 @@ app = typer.Typer(
 
       lowrank submit SPEC        the same on a Ray cluster
 
+      lowrank status SPEC        how does it stand? (from another terminal)
+
       lowrank ui SPEC            look at every run in MLflow
 
     The same `run` command again finishes what is missing and redoes nothing.
@@ -81,6 +83,13 @@ def run(
         bool,
         typer.Option("--measure-again", help="Time finished models again, on a quieter machine."),
     ] = False,
+    changed: Annotated[
+        bool,
+        typer.Option(
+            "--changed",
+            help="Go on although the spec no longer asks for some of the finished models.",
+        ),
+    ] = False,
 ) -> None:
     """Run a campaign, or finish one that was interrupted.
 
@@ -88,10 +97,36 @@ def run(
     data-parallel workers; then speed is measured with the machine to itself, a model is picked
     from the Pareto front, registered, fetched back, evaluated again, and promoted if it passes
     the gates. Ray starts on this machine unless RAY_ADDRESS names a cluster.
+
+    A spec may ask for more than it did before; what is there stays. One that no longer asks for
+    finished models is refused with the difference shown, unless --changed is given.
     """
     from jobs.commands import run as command
 
-    _exit(command, spec, set_, measure_again)
+    _exit(command, spec, set_, measure_again, changed)
+
+
+@app.command()
+def status(
+    spec: SpecArgument,
+    set_: SetOption,
+    watch: Annotated[
+        float | None,
+        typer.Option("--watch", min=1, metavar="SECONDS", help="Look again every so often."),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Each model, however many there are.")
+    ] = False,
+) -> None:
+    """See how a campaign stands, from any terminal, while it runs or after.
+
+    Read from MLflow, so it works from every machine that reaches the tracking server. Whether a
+    process drives the campaign is seen on machines that share its storage. Give the options of
+    `lowrank run` again.
+    """
+    from jobs.status import status as command
+
+    _exit(command, spec, set_, watch, every)
 
 
 app.command()(job_app.submit)

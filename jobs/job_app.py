@@ -42,6 +42,13 @@ def submit(
         bool,
         typer.Option("--measure-again", help="Time finished models again, on a quieter cluster."),
     ] = False,
+    changed: Annotated[
+        bool,
+        typer.Option(
+            "--changed",
+            help="Go on although the spec no longer asks for some of the finished models.",
+        ),
+    ] = False,
 ) -> None:
     """Run a campaign on a Ray cluster, or finish it there.
 
@@ -62,7 +69,9 @@ def submit(
     """
     from jobs.submit import submit as command
 
-    _exit(command, spec, set_, address, follow, measure_again)
+    asked = {"--measure-again": measure_again, "--changed": changed}
+    options = [option for option, is_set in asked.items() if is_set]
+    _exit(command, spec, set_, address, follow, options)
 
 
 @job.command()

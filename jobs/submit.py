@@ -32,7 +32,7 @@ def submit(
     overrides: Sequence[str],
     address: str | None,
     follow: bool = True,
-    measure_again: bool = False,
+    options: Sequence[str] = (),
 ) -> int:
     """Send a campaign to a cluster, unless it runs there, and follow it."""
     from orchestrator import submission
@@ -40,7 +40,7 @@ def submit(
     spec = load_spec(path, overrides, elsewhere=True)
     server = _server(address)
     _check_resources(server, spec)
-    attempt, is_new = submission.submit(server, spec, measure_again)
+    attempt, is_new = submission.submit(server, spec, options)
     said = "sent" if is_new else "nothing was sent, it is on its way already"
     say(f"campaign {spec.name!r}: {said}, as {attempt.id} at {server.shown_address}")
     if spec.tracking.uri is None:

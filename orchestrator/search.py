@@ -80,14 +80,19 @@ def plan_trials(
     return list(plans.values())
 
 
-def expected_trials(spec: CampaignSpec, task: AnyTask) -> int:
-    """How many trials a task gets over all rounds, if none fails."""
+def expected_plans(spec: CampaignSpec, task: AnyTask, data_hash: str = "") -> list[TrialPlan]:
+    """The trials of a task over all rounds, if none fails and every first draw is the best."""
     finished: dict[str, float] = {}
     while True:
-        plans = plan_trials(spec, task, "", finished)
+        plans = plan_trials(spec, task, data_hash, finished)
         if len(plans) == len(finished):
-            return len(plans)
+            return plans
         finished = {plan.key: 0.0 for plan in plans}
+
+
+def expected_trials(spec: CampaignSpec, task: AnyTask) -> int:
+    """How many trials a task gets over all rounds, if none fails."""
+    return len(expected_plans(spec, task))
 
 
 def _best(

@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -84,14 +85,14 @@ def attempts(server: JobServer, campaign: str) -> list[Attempt]:
 
 
 def submit(
-    server: JobServer, spec: CampaignSpec, measure_again: bool = False
+    server: JobServer, spec: CampaignSpec, options: Sequence[str] = ()
 ) -> tuple[Attempt, bool]:
     """Start a campaign, or find the start of it that is on its way.
 
     Args:
         server: Of the cluster.
         spec: As `load_spec(..., elsewhere=True)` returns it.
-        measure_again: As in `lowrank run --measure-again`.
+        options: Of `lowrank run`; they are seen by whoever sees the dashboard.
 
     Returns:
         The attempt, and whether it is new.
@@ -116,7 +117,7 @@ def submit(
         Path(folder, SPEC).write_text(dump_spec(spec), encoding="utf-8")
         is_new = server.submit(
             id,
-            entrypoint=ENTRYPOINT + (" --measure-again" if measure_again else ""),
+            entrypoint=shlex.join([*ENTRYPOINT.split(), *options]),
             runtime_env={"working_dir": folder, "env_vars": environment},
             metadata=described,
         )

@@ -16,6 +16,7 @@ from orchestrator.spec import Resources
 from orchestrator.tracking import RunWriter, TrackingAway
 from orchestrator.tracking.journal import CurveSink, Journal
 from orchestrator.tracking.patience import Patience
+from orchestrator.watchdog import Watchdog, hung
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +27,19 @@ itself is not tried again by Ray; after a divergence the training goes back by i
 
 def worker(config: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs. Returns the reason if the job itself is at fault."""
+    from ray.train import get_context
+
     from lowrank.errors import LowRankError
     from orchestrator.job import Job
     from orchestrator.train_loop import run_job
     from orchestrator.workers import RayWorkers
 
-    workers = RayWorkers()
-    sink = _sink(config) if workers.rank == 0 else None
+    rank = get_context().get_world_rank()
+    sink = _sink(config) if rank == 0 else None
+    note = Path(config["hung"], f"worker{rank}.txt")
     try:
-        run_job(Job(**config["job"]), workers, sink)
+        with Watchdog(60 * config["hang_minutes"], note) as watchdog:
+            run_job(Job(**config["job"]), RayWorkers(watchdog), sink)
     except (CampaignError, LowRankError) as error:
         # returned, not raised: Ray would take it for a fault of the machine and try again
         return {"failure": str(error)}
@@ -58,6 +63,8 @@ def run_launch(launch: Launch, callbacks: list[Any] | None = None) -> ModelRecor
     writer = RunWriter(launch.tracking_uri, launch.run_id)
     try:
         record = trained(launch) or _fit(launch, callbacks or [])
+        if stood := hung(launch.layout.hung(launch.key)):
+            writer.tags({"hung": stood})
         return record_model(launch, record, writer)
     except TrackingAway:
         raise
@@ -103,6 +110,7 @@ def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
     # training goes on from its own snapshots; of Ray's state, what a killed attempt left is of no
     # use, and a file that Ray was writing when it died would stop the controller
     shutil.rmtree(layout.train / key, ignore_errors=True)
+    shutil.rmtree(layout.hung(key), ignore_errors=True)
     trainer = TorchTrainer(
         worker,
         train_loop_config={
@@ -111,6 +119,8 @@ def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
             "run_id": launch.run_id,
             "metric": launch.metric,
             "journal": str(layout.journal(key)),
+            "hung": str(layout.hung(key)),
+            "hang_minutes": resources.hang_minutes,
         },
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
@@ -129,7 +139,9 @@ def _fit(launch: Launch, callbacks: list[Any]) -> ModelRecord:
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise TrialError(_innermost(error), key) from error
+        stood = hung(layout.hung(key))
+        told = f"; no step for {resources.hang_minutes:g} minutes: {stood}" if stood else ""
+        raise TrialError(f"{_innermost(error)}{told}", key) from error
     returned: Any = result.return_value or {}
     if returned.get("failure"):
         # asked for again it begins anew: from its last state it would fail in the same way

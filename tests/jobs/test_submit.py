@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from jobs.__main__ import app
-from jobs.job_app import job
+from jobs.job_app import job, submit
 from orchestrator.job_server import JobServer
 from tests.jobs.specs import line_of, write_spec
 
@@ -91,3 +92,10 @@ def test_messages_that_the_guide_explains_are_those_of_the_code():
         parts = re.split(r"\d+ (?:driver|GPU)|, the cluster has \d+", message)
         for part in parts:
             assert part.strip() in code, message
+
+
+def test_options_of_run_go_along():
+    """Those that there are: the command that a job is given must exist."""
+    (run,) = [each for each in app.registered_commands if each.callback.__name__ == "run"]
+    ours = set(signature(submit).parameters) - {"address", "follow"}
+    assert ours == set(signature(run.callback).parameters)
