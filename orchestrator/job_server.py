@@ -122,7 +122,7 @@ class JobServer:
             ) from None
         except (RuntimeError, requests.RequestException, RayStateApiException) as error:
             # Ray sends its traceback; what happened stands in the last line
-            lines = [line for line in str(error).splitlines() if line.strip()]
+            lines = str(error).rstrip(". \n").splitlines() or [type(error).__name__]
             raise ClusterError(f"{at} refuses: {redact_uri(lines[-1].strip())}") from None
 
 

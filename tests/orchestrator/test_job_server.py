@@ -101,3 +101,25 @@ def test_the_address_that_was_given_counts(elsewhere, monkeypatch: pytest.Monkey
     with pytest.raises(ClusterError, match=address):
         JobServer(address)
     assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://another:1"
+
+
+TRACEBACK = b"""Traceback (most recent call last):
+  File "job_head.py", line 1, in submit_job
+ValueError: Job with submission_id small-1 already exists. Please use a different submission_id.
+"""
+
+
+def test_an_id_that_was_taken_is_no_error_and_others_are_told_by_their_last_line(elsewhere):
+    handler, address = elsewhere
+    handler.body = b'{"ray_version": "2.60.0"}'
+    server = JobServer(address)
+
+    def do_POST(self: _Answers) -> None:
+        self.do_GET()
+
+    handler.do_POST = do_POST
+    handler.status, handler.body = 500, TRACEBACK
+    assert server.submit("small-1", entrypoint="true") is False
+    handler.body = TRACEBACK.replace(b"already exists", b"is odd")
+    with pytest.raises(ClusterError, match="refuses: ValueError: Job with submission_id small-1"):
+        server.submit("small-1", entrypoint="true")
