@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,9 @@ group of their own, outside the trial's: a trial that held a CPU would starve it
 LOCAL_DRIVERS = 64
 OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing large goes through the object store; Ray's default would take 30 % of the memory."""
+
+LOOK_EVERY_S = 2.0
+"""Between two looks for machines that are waited for."""
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -107,6 +111,28 @@ def check_fits(resources: Resources, available: dict[str, Any], task: str) -> No
                 f"resources of task {task}: one trial needs {amount:g} {name}, the cluster has "
                 f"{there:g}{hint}"
             )
+
+
+def wait_to_fit(resources: Resources, task: str, say: Callable[[str], None]) -> None:
+    """Wait for machines if no trial fits the cluster that RAY_ADDRESS names: they come and go.
+
+    Raises:
+        CampaignError: As by `check_fits`, after `wait_minutes`; on this machine alone at once, for
+            nothing will come.
+    """
+    import ray
+
+    deadline, told = time.monotonic() + 60 * resources.wait_minutes, False
+    while True:
+        try:
+            return check_fits(resources, ray.cluster_resources(), task)
+        except CampaignError as error:
+            if not os.environ.get("RAY_ADDRESS") or time.monotonic() >= deadline:
+                raise
+            if not told:
+                told = True
+                say(f"{error}; machines are waited for, {resources.wait_minutes:g} minutes at most")
+        time.sleep(LOOK_EVERY_S)
 
 
 def concurrent_trials(resources: Resources, available: dict[str, Any]) -> int:

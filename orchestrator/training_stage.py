@@ -171,6 +171,8 @@ class TrainingStage:
         """Tune runs one trial per launch; failures are kept with their reason."""
         from ray import tune
 
+        resources = self.site.spec.resources_of(state.task)
+        cluster.wait_to_fit(resources, state.task.name, self.site.progress.line)
         names = {launch.key: name for name, launch in launches.items()}
         tuner = tune.Tuner(
             tune.with_resources(tune_trial, {cluster.DRIVER: 1}),
