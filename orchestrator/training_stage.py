@@ -18,6 +18,10 @@ from orchestrator.spec import content_hash
 from orchestrator.tasks import make_task
 from orchestrator.trial import tune_trial
 
+MAX_LOST_TRIALS = 8
+"""Restarts of a trial's own process, which does little and lives on the head node: each costs
+seconds and the steps since the last state. One that dies nine times is not unlucky."""
+
 
 class TrainingStage:
     """Launches what has no finished model yet, and collects records and failures."""
@@ -184,7 +188,7 @@ class TrainingStage:
             run_config=tune.RunConfig(
                 name=f"{state.task.name}-{int(time.time())}",
                 storage_path=str(self.site.layout.tune),
-                failure_config=tune.FailureConfig(max_failures=1),
+                failure_config=tune.FailureConfig(max_failures=MAX_LOST_TRIALS),
                 callbacks=[tune_callback(self.site.progress, names)],
                 verbose=0,
             ),
