@@ -44,7 +44,7 @@ def measure(options: Any, work: Work) -> dict[str, Any]:
     from lowrank import auto  # noqa: F401 (the registration)
 
     device = torch.device(options.device)
-    config = transformers.AutoConfig.from_pretrained(options.folder)
+    config = transformers.AutoConfig.from_pretrained(options.folder, trust_remote_code=False)
     for name in config.architectures or []:
         getattr(transformers, name, None)  # its module is imported before the clock starts
     if device.type == "cuda":
