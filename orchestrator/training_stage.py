@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict
 from typing import Any
@@ -12,11 +13,13 @@ from orchestrator.errors import TrialError
 from orchestrator.launch import Launch
 from orchestrator.progress import tune_callback
 from orchestrator.recording import record_model, trained
-from orchestrator.records import FailedTrial, ModelRecord
+from orchestrator.records import FailedTrial, ModelRecord, RecordError
 from orchestrator.search import TrialPlan, dense_key, expected_trials, plan_trials
 from orchestrator.spec import content_hash
 from orchestrator.tasks import make_task
 from orchestrator.trial import tune_trial
+
+logger = logging.getLogger(__name__)
 
 MAX_LOST_TRIALS = 8
 """Restarts of a trial's own process, which does little and lives on the head node: each costs
@@ -104,9 +107,13 @@ class TrainingStage:
     def _existing(self, key: str) -> ModelRecord | None:
         """A finished model with this key: both its record and its FINISHED run."""
         path = self.site.layout.record(key)
-        if path.exists() and self.site.tracking.finished(key):
+        if not path.exists() or not self.site.tracking.finished(key):
+            return None
+        try:
             return ModelRecord.load(path)
-        return None
+        except RecordError as error:
+            logger.warning("%s; the model is trained again", error)
+            return None
 
     def _taken_up(self, name: str, launch: Launch) -> ModelRecord | None:
         """Of a model that an earlier campaign trained, but whose run it could not end."""
