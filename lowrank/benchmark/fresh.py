@@ -53,7 +53,8 @@ def measure(options: Any, work: Work) -> dict[str, Any]:
     before, start = peak_bytes(), time.perf_counter()
     auto_class = getattr(transformers, options.auto_class)
     dtype = getattr(torch, options.dtype)
-    model = auto_class.from_pretrained(options.folder, dtype=dtype).to(device).eval()
+    model = auto_class.from_pretrained(options.folder, dtype=dtype, trust_remote_code=False)
+    model = model.to(device).eval()
     if device.type == "cuda":
         torch.cuda.synchronize()
     load_s, loaded = time.perf_counter() - start, peak_bytes()

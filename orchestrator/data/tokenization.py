@@ -192,8 +192,8 @@ def save(tokenizer: PreTrainedTokenizerFast, folder: Path, sample: str) -> None:
     from transformers import AutoTokenizer
 
     tokenizer.save_pretrained(folder)
-    saved = AutoTokenizer.from_pretrained(folder).backend_tokenizer.encode(sample).ids
-    if saved != tokenizer.backend_tokenizer.encode(sample).ids:
+    saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if saved.backend_tokenizer.encode(sample).ids != tokenizer.backend_tokenizer.encode(sample).ids:
         raise DataError(
             f"{type(tokenizer).__name__} cannot be saved: read back, it gives other ids"
         )
