@@ -174,6 +174,7 @@ def test_a_damaged_state_gives_way_to_the_one_before_it(
         lambda state: state.tensors.update({"model.lm_head.weight": torch.ones(2)}),
         lambda state: state.tensors.pop("optimizer.0.exp_avg"),
         lambda state: state.tensors.update({"optimizer.first": torch.ones(2)}),
+        lambda state: state.tensors.update({"optimizer.0.exp_avg": torch.ones(2)}),
         lambda state: state.tensors.pop("worker0.random"),
         lambda state: state.facts.pop("curve"),
         lambda state: state.facts.pop("job"),
