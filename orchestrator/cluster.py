@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -69,16 +70,17 @@ def ray_session() -> Iterator[dict[str, Any]]:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     on_terminate = signal.getsignal(signal.SIGTERM)
     if address:
-        ray.init(address=address, runtime_env={"env_vars": dict(ENVIRONMENT)}, **quiet)
+        ray.init(address=address, runtime_env={"env_vars": _for_workers(address)}, **quiet)
     else:
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            resources={DRIVER: LOCAL_DRIVERS},
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=True,
-            **quiet,
-        )
+        with _address_for_workers():
+            ray.init(
+                address="local",
+                num_cpus=len(os.sched_getaffinity(0)),
+                resources={DRIVER: LOCAL_DRIVERS},
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=True,
+                **quiet,
+            )
     if threading.current_thread() is threading.main_thread():
         # Ray takes the signal for itself and exits at once; a campaign has runs to close
         signal.signal(signal.SIGTERM, on_terminate)
@@ -86,6 +88,39 @@ def ray_session() -> Iterator[dict[str, Any]]:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def _for_workers(address: str) -> dict[str, str]:
+    """Environment of the processes on a cluster: as here, what the person set included."""
+    variables = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+    # see _address_for_workers; `auto` and ray:// are no addresses there
+    is_plain = ":" in address and "://" not in address
+    return variables | ({"RAY_ADDRESS": address} if is_plain else {})
+
+
+@contextmanager
+def _address_for_workers() -> Iterator[None]:
+    """Ray's processes inherit the address of the instance that is started in this block.
+
+    What frees the machines of a killed Train controller looks for its Ray by itself, and gives up
+    where several run on one machine: the next training would wait for ever.
+    """
+    from ray.util import get_node_ip_address
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    address = f"{get_node_ip_address()}:{port}"
+    wanted = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": address}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def check_fits(resources: Resources, available: dict[str, Any], task: str) -> None:

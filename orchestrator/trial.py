@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ class _Patience:
 
 def _trainer(launch: Launch, callbacks: list[Any]) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     resources = Resources.model_validate(launch.resources)
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
@@ -173,6 +174,8 @@ def _trainer(launch: Launch, callbacks: list[Any]) -> Any:
             "hung": str(layout.hung(key)),
             "hang_minutes": resources.hang_minutes,
         },
+        # workers that wait for each other before the training begins are nobody's step
+        torch_config=TorchConfig(timeout_s=math.ceil(60 * resources.hang_minutes)),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus_per_worker > 0,
