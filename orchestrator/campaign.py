@@ -113,7 +113,9 @@ class Campaign:
         for state in states:
             setting = {"data": state.data.info, "hardware": hardware(site.available)}
             self.tracking.writer(state.run_id).setting(setting)
-            cluster.check_fits(self.spec.resources_of(state.task), site.available, state.task.name)
+            cluster.wait_to_fit(
+                self.spec.resources_of(state.task), state.task.name, self.progress.line
+            )
         for state in states:
             TrainingStage(site).run(state)
         for state in states:

@@ -11,6 +11,7 @@ from orchestrator.cluster import (
     CAPACITY_ENV,
     DRIVER,
     ENVIRONMENT,
+    _for_workers,
     capacity,
     check_fits,
     concurrent_trials,
@@ -96,3 +97,14 @@ def test_what_the_person_set_stays(monkeypatch: pytest.MonkeyPatch):
     assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert set(ENVIRONMENT) <= set(os.environ)
+
+
+def test_workers_have_the_address_and_what_the_person_set(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    variables = _for_workers("10.0.0.1:6379")
+    assert variables["RAY_ADDRESS"] == "10.0.0.1:6379"
+    assert variables["TOKENIZERS_PARALLELISM"] == "true"
+    assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
+    for elsewhere in ("auto", "ray://head:10001"):
+        assert "RAY_ADDRESS" not in _for_workers(elsewhere)

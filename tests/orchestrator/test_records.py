@@ -99,6 +99,8 @@ RECORDS = st.builds(
     mlflow_run_id=st.none() | TEXT,
     model_uri=st.none() | TEXT,
     method_name=TEXT,
+).map(
+    lambda record: replace(record, validation=record.validation | {record.metric.name: 0.5}),
 )
 RESULTS = st.builds(
     CampaignResult,
