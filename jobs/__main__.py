@@ -13,20 +13,9 @@ from typing import Annotated
 import typer
 
 from jobs import bench_options as options
+from jobs import job_app
+from jobs.spec_options import SetOption, SpecArgument
 
-SpecArgument = Annotated[
-    Path, typer.Argument(help="The campaign's YAML file.", metavar="SPEC", show_default=False)
-]
-SetOption = Annotated[
-    list[str],
-    typer.Option(
-        "--set",
-        help="Override one field, e.g. --set tasks.docs-lm.dense.steps=50. May be repeated.",
-        metavar="PATH=VALUE",
-        default_factory=list,
-        show_default=False,
-    ),
-]
 TaskOption = Annotated[
     str | None,
     typer.Option("--task", help="Name of a task of the spec; may be left out if there is one."),
@@ -49,6 +38,10 @@ app = typer.Typer(
       lowrank validate SPEC      is the file right, and what would run?
 
       lowrank run SPEC           train, search, measure, choose, promote
+
+      lowrank submit SPEC        the same on a Ray cluster
+
+      lowrank status SPEC        how does it stand? (from another terminal)
 
       lowrank ui SPEC            look at every run in MLflow
 
@@ -90,6 +83,13 @@ def run(
         bool,
         typer.Option("--measure-again", help="Time finished models again, on a quieter machine."),
     ] = False,
+    changed: Annotated[
+        bool,
+        typer.Option(
+            "--changed",
+            help="Go on although the spec no longer asks for some of the finished models.",
+        ),
+    ] = False,
 ) -> None:
     """Run a campaign, or finish one that was interrupted.
 
@@ -97,10 +97,40 @@ def run(
     data-parallel workers; then speed is measured with the machine to itself, a model is picked
     from the Pareto front, registered, fetched back, evaluated again, and promoted if it passes
     the gates. Ray starts on this machine unless RAY_ADDRESS names a cluster.
+
+    A spec may ask for more than it did before; what is there stays. One that no longer asks for
+    finished models is refused with the difference shown, unless --changed is given.
     """
     from jobs.commands import run as command
 
-    _exit(command, spec, set_, measure_again)
+    _exit(command, spec, set_, measure_again, changed)
+
+
+@app.command()
+def status(
+    spec: SpecArgument,
+    set_: SetOption,
+    watch: Annotated[
+        float | None,
+        typer.Option("--watch", min=1, metavar="SECONDS", help="Look again every so often."),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Each model, however many there are.")
+    ] = False,
+) -> None:
+    """See how a campaign stands, from any terminal, while it runs or after.
+
+    Read from MLflow, so it works from every machine that reaches the tracking server. Whether a
+    process drives the campaign is seen on machines that share its storage. Give the options of
+    `lowrank run` again.
+    """
+    from jobs.status import status as command
+
+    _exit(command, spec, set_, watch, every)
+
+
+app.command()(job_app.submit)
+app.add_typer(job_app.job, name="job")
 
 
 @app.command()

@@ -43,13 +43,15 @@ def validate(path: Path, overrides: Sequence[str]) -> int:
     return 0
 
 
-def run(path: Path, overrides: Sequence[str], measure_again: bool = False) -> int:
+def run(
+    path: Path, overrides: Sequence[str], measure_again: bool = False, changed: bool = False
+) -> int:
     """Run or finish the campaign."""
     from orchestrator.campaign import Campaign
     from orchestrator.tracking import default_tracking_uri
 
     spec = load_spec(path, overrides)
-    campaign = Campaign(spec, say, measure_again)
+    campaign = Campaign(spec, say, measure_again, changed)
     result = campaign.run()
     _tables(result)
     uri = spec.tracking.uri or default_tracking_uri(spec.storage)

@@ -10,21 +10,20 @@ missing. What is true is on disk and in MLflow; Ray's own state is needed only w
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from orchestrator import cluster
 from orchestrator.campaign_state import AnyTask, Site, TaskState
+from orchestrator.changes import check_change
 from orchestrator.conclusion import conclude, hardware
 from orchestrator.data.prepare import PreparedData, describe, prepare_data
 from orchestrator.errors import CampaignError
+from orchestrator.interrupts import interruptible
 from orchestrator.layout import Layout
 from orchestrator.models import build_model, resolve_pretrained
 from orchestrator.progress import Progress
@@ -52,13 +51,18 @@ class Campaign:
         spec: Resolved: absolute paths.
         say: Receives lines for people.
         measure_again: Time finished models once more, say because the machine was busy.
+        changed: Go on under this name even if the spec no longer asks for models that are there.
     """
 
     def __init__(
-        self, spec: CampaignSpec, say: Callable[[str], None], measure_again: bool = False
+        self,
+        spec: CampaignSpec,
+        say: Callable[[str], None],
+        measure_again: bool = False,
+        changed: bool = False,
     ) -> None:
         self.spec, self.progress = spec, Progress(say=say)
-        self.measure_again = measure_again
+        self.measure_again, self.changed = measure_again, changed
         self.layout = Layout(Path(spec.storage), spec.name)
         self.tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
         self.registry_uri = spec.tracking.registry or self.tracking_uri
@@ -76,11 +80,14 @@ class Campaign:
         self.layout.create()
         with ExitStack() as stack:
             stack.enter_context(self.layout.locked())
-            stack.enter_context(_terminate_as_interrupt())
+            stack.enter_context(interruptible())
+            check_change(self.layout, self.spec, self.changed, self.progress.line)
             self.layout.spec.write_text(dump_spec(self.spec, redact=True), encoding="utf-8")
             self.tracking = self._open_tracking()
             try:
-                return self._stages(stack)
+                # whatever happens, Ray's processes end before their runs are closed
+                with ExitStack() as session:
+                    return self._stages(session)
             except KeyboardInterrupt:
                 self._close_runs("KILLED", "interrupted")
                 raise Interrupted(
@@ -90,7 +97,7 @@ class Campaign:
                 self._close_runs("FAILED", str(error))
                 raise
 
-    def _stages(self, stack: ExitStack) -> CampaignResult:
+    def _stages(self, session: ExitStack) -> CampaignResult:
         states = [self._prepare(task) for task in self.spec.tasks]
         self.progress.total_models = sum(
             1 + expected_trials(self.spec, task) for task in self.spec.tasks
@@ -101,12 +108,14 @@ class Campaign:
             layout=self.layout,
             tracking=self.tracking,
             progress=self.progress,
-            available=stack.enter_context(cluster.ray_session()),
+            available=session.enter_context(cluster.ray_session()),
         )
         for state in states:
             setting = {"data": state.data.info, "hardware": hardware(site.available)}
             self.tracking.writer(state.run_id).setting(setting)
-            cluster.check_fits(self.spec.resources_of(state.task), site.available, state.task.name)
+            cluster.wait_to_fit(
+                self.spec.resources_of(state.task), state.task.name, self.progress.line
+            )
         for state in states:
             TrainingStage(site).run(state)
         for state in states:
@@ -236,20 +245,3 @@ class Campaign:
         """Write a record that has grown; last, since what it holds is not measured again."""
         self._writer(record).record_file(record)
         record.save(self.layout.record(record.key))
-
-
-class _terminate_as_interrupt:
-    """SIGTERM ends a campaign the way Ctrl-C does; only the main thread may ask for signals."""
-
-    def __enter__(self) -> None:
-        self._before: Any = None
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._raise)
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    @staticmethod
-    def _raise(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt

@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from orchestrator.errors import StorageError
 from orchestrator.records import RECORD
+
+LOCK_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Layout:
         models/KEY/                    exported model and its record.json
         snapshots/KEY/                 states of a training that is not finished, to go on from
         journal/KEY.jsonl              its curve, until all of it is in MLflow
+        hung/KEY/                      where workers stood that were ended because they hung
         train/, tune/                  Ray's own state: needed only while trials run
     """
 
@@ -73,6 +78,9 @@ class Layout:
     def journal(self, key: str) -> Path:
         return self.root / "journal" / f"{key}.jsonl"
 
+    def hung(self, key: str) -> Path:
+        return self.root / "hung" / key
+
     def record(self, key: str) -> Path:
         return self.model(key) / RECORD
 
@@ -101,7 +109,7 @@ class Layout:
         path = self.root / ".lock"
         with path.open("a+", encoding="utf-8") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file)
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     raise storage_error(path, error) from error
@@ -114,6 +122,28 @@ class Layout:
             file.write(str(os.getpid()))
             file.flush()
             yield
+
+    def driver(self) -> str | None:
+        """The process that holds the campaign, as it wrote it down; None if nobody does."""
+        path = self.root / ".lock"
+        try:
+            with path.open(encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except OSError:
+                    return file.read().strip() or "unknown"
+        except OSError:
+            return None
+        return None
+
+
+def _lock(file: TextIO) -> None:
+    """Asked for again before it is said to be taken: `driver` holds it for an instant."""
+    for _ in range(LOCK_TRIES - 1):
+        with suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.1)
+    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

@@ -52,6 +52,7 @@ class Steps:
 
     def take(self, step: int) -> Tensor:
         """One step of the weights; the loss of the task alone, a scalar on the device."""
+        self._workers.beat()
         self._set_rates(step)
         stretch, device = self._stretch, self._workers.device
         batch = self._task.batch(stretch.first_step + step, self._workers.rank, self._workers.world)

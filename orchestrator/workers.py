@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from orchestrator.watchdog import Watchdog
+
 
 class Workers(Protocol):
     """The data-parallel group, seen from one of its processes."""
@@ -37,6 +39,10 @@ class Workers(Protocol):
         workers at the same steps; the same on all of them."""
         ...
 
+    def beat(self) -> None:
+        """Called at every step: this worker does not hang."""
+        ...
+
 
 class LocalWorkers:
     """One process, no cluster."""
@@ -60,17 +66,25 @@ class LocalWorkers:
     def ending(self) -> bool:
         return False
 
+    def beat(self) -> None:
+        pass
+
 
 class RayWorkers:
-    """A worker of a Ray Train run; gloo on CPU, NCCL on GPU, as TorchTrainer chose."""
+    """A worker of a Ray Train run; gloo on CPU, NCCL on GPU, as TorchTrainer chose.
 
-    def __init__(self) -> None:
+    Args:
+        watchdog: Hears of each step.
+    """
+
+    def __init__(self, watchdog: Watchdog | None = None) -> None:
         import ray.train
         import ray.train.torch
 
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self._watchdog = watchdog
 
     def wrap(self, model: nn.Module) -> nn.Module:
         import ray.train.torch
@@ -81,6 +95,7 @@ class RayWorkers:
         )
 
     def gather(self, value: Any) -> list[Any]:
+        self.beat()
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -94,8 +109,13 @@ class RayWorkers:
         if checkpoint is not None and self.rank == 0:
             kept = ray.train.Checkpoint.from_directory(str(checkpoint))
         ray.train.report(progress, checkpoint=kept)
+        self.beat()
 
     def ending(self) -> bool:
         import ray.train
 
         return ray.train.get_preemption_info() is not None
+
+    def beat(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.beat()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file stays together, for its fixtures. So do tests that start a cluster, for one cluster
     fills the machine; they come first, for they take longest."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,21 +70,6 @@ class NoisyFront:
     def probability_of(self, key: str) -> float | None:
         """Of the setting to which a run belongs."""
         return next((each.probability for each in self.settings if key in each.keys), None)
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> NoisyFront:
-        def interval(value: dict[str, Any] | None) -> Interval | None:
-            return None if value is None else Interval(**value)
-
-        measured = ("quality", "test", "parameters", "speedup")
-        settings = [
-            SettingFigures(**each | {name: interval(each[name]) for name in measured})
-            for each in raw["settings"]
-        ]
-        volumes = [
-            VolumePoint(**each | {"volume": interval(each["volume"])}) for each in raw["volumes"]
-        ]
-        return cls(**raw | {"settings": settings, "volumes": volumes})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from orchestrator.errors import TrackingError, redact_uri
+from orchestrator.interrupts import one_piece
 
 T = TypeVar("T")
 
@@ -56,7 +57,8 @@ class Patience:
         began, pause, waited = time.monotonic(), FIRST_PAUSE_S, False
         while True:
             try:
-                result = call(*args, **kwargs)
+                with one_piece():
+                    result = call(*args, **kwargs)
             except Exception as error:
                 left = began + self.seconds - time.monotonic()
                 if not is_away(error):

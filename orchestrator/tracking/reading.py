@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ class LoggedRun:
     ended: float | None
     params: dict[str, str]
     tags: dict[str, str]
+    name: str = ""
+    """For people."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last values."""
 
 
 class RunReader:
@@ -85,6 +89,12 @@ class RunReader:
         """What `RunWriter.setting` wrote; empty if nothing was."""
         return json.loads(self._text(run.run_id, SETTING) or "{}")
 
+    def last_step(self, run: LoggedRun, metric: str) -> int | None:
+        """The step of a metric's last value; None if the run has none."""
+        if metric not in run.metrics:
+            return None
+        return max(each.step for each in self.client.get_metric_history(run.run_id, metric))
+
     def _text(self, run_id: str, name: str) -> str | None:
         from mlflow.exceptions import MlflowException
 
@@ -106,4 +116,6 @@ def _logged(run: Any) -> LoggedRun:
         ended=None if ended is None else ended / 1000,
         params=dict(run.data.params),
         tags=dict(run.data.tags),
+        name=run.info.run_name or "",
+        metrics=dict(run.data.metrics),
     )

@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 
 MOST_PARAMS = 100
 """In one request; the server's limit."""
+ENDING_WAIT_S = 10.0
+"""How long whoever asked a campaign to end waits for a store that is away: SQLite gives up a lock
+after 5 s by itself, and a process that was just killed may have left one."""
 
 
 def default_tracking_uri(storage: str) -> str:
@@ -78,8 +81,8 @@ class Tracking:
         return RunWriter(self.uri, run_id, self.patience)
 
     def hurry(self) -> None:
-        """Wait no more: the campaign is being ended."""
-        self.patience = Patience(self.uri, 0, self.patience.say)
+        """Wait for little more than a lock: the campaign is being ended."""
+        self.patience = Patience(self.uri, ENDING_WAIT_S, self.patience.say)
         self.client = PatientClient(mlflow_client(self.uri), self.patience)
 
     def task_run(self, campaign: str, task: str, spec_yaml: str, tags: dict[str, str]) -> str:

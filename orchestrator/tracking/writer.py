@@ -25,8 +25,12 @@ CURVE_KEYS = {
     "undecided": "density/undecided_gates",
     "seconds": "time/train_s",
 }
-"""CurvePoint field -> MLflow metric. `validation` becomes `quality/validation_<metric>`, and one of
-`extras` becomes `extras/<name>`."""
+"""CurvePoint field -> MLflow metric. `validation` becomes VALIDATION and the metric's name, and one
+of `extras` becomes `extras/<name>`."""
+VALIDATION, FINAL = "quality/validation_", "_final"
+"""Around a metric's name: the curve's, and with the latter the finished model's."""
+TRAIN_SECONDS = "time/train_total_s"
+"""Of a finished model."""
 WEIGHTS_SHA256 = "weights_sha256"
 """Param of a logged model."""
 SHORT_WAIT_S = 30.0
@@ -69,7 +73,7 @@ class RunWriter:
         """Curve points as metrics over steps; one request for all of them."""
         from mlflow.entities import Metric
 
-        keys = CURVE_KEYS | {"validation": f"quality/validation_{metric}"}
+        keys = CURVE_KEYS | {"validation": f"{VALIDATION}{metric}"}
         metrics = [
             Metric(key, float(value), each.at_ms, each.point.step)
             for each in points
@@ -87,8 +91,8 @@ class RunWriter:
 
     def record(self, record: ModelRecord) -> None:
         """Final figures of a model, from its exported files."""
-        values: dict[str, float] = {"time/train_total_s": record.train_seconds}
-        values |= {f"quality/validation_{k}_final": v for k, v in record.validation.items()}
+        values: dict[str, float] = {TRAIN_SECONDS: record.train_seconds}
+        values |= {f"{VALIDATION}{k}{FINAL}": v for k, v in record.validation.items()}
         values |= {f"quality/test_{k}": v for k, v in record.test.items()}
         values |= {f"size/{k}": v for k, v in asdict(record.size).items()}
         if record.densities is not None:

@@ -107,6 +107,8 @@ RECORDS = st.builds(
     model_uri=st.none() | TEXT,
     method_name=TEXT,
     finished=OPTIONAL,
+).map(
+    lambda record: replace(record, validation=record.validation | {record.metric.name: 0.5}),
 )
 INTERVALS = st.builds(Interval, value=NUMBER, low=OPTIONAL, high=OPTIONAL)
 FRONTS = st.builds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -22,7 +23,7 @@ from orchestrator import resume
 from orchestrator.errors import StorageError
 from orchestrator.job import Job
 from orchestrator.records import ModelRecord
-from orchestrator.snapshot import SnapshotStore
+from orchestrator.snapshot import Snapshot, SnapshotError, SnapshotStore
 from orchestrator.train_loop import run_job
 from orchestrator.workers import LocalWorkers
 from tests.lowrank.processes import in_processes
@@ -167,6 +168,36 @@ def test_a_damaged_state_gives_way_to_the_one_before_it(
     assert "goes on after step 12" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.tensors.update({"model.lm_head.weight": torch.ones(2)}),
+        lambda state: state.tensors.pop("optimizer.0.exp_avg"),
+        lambda state: state.tensors.update({"optimizer.first": torch.ones(2)}),
+        lambda state: state.tensors.update({"optimizer.0.exp_avg": torch.ones(2)}),
+        lambda state: state.tensors.pop("worker0.random"),
+        lambda state: state.facts.pop("curve"),
+        lambda state: state.facts.pop("job"),
+        lambda state: state.facts.pop("phase"),
+        lambda state: state.facts.update(curve=[{"step": 1}]),
+        lambda state: state.facts.update(step="last"),
+    ],
+)
+def test_a_whole_state_of_another_training_is_refused(
+    change: Callable[[Snapshot], object], parents: dict[str, Any], tmp_path: Path
+):
+    """Its digest is right, as after an update of this package."""
+    job = replace(job_of(parents["lm"], "dense"), snapshots=str(tmp_path / "snapshots"))
+    run_until(job, 12)
+    store = SnapshotStore(tmp_path / "snapshots")
+    (step,) = store.steps()
+    state = store.load(step)
+    change(state)
+    store.save(step, state)
+    with pytest.raises(SnapshotError, match="snapshots: its last state is not one of this train"):
+        train_to(tmp_path / "resumed", job)
+
+
 def test_a_full_disk_does_not_stop_the_training(
     parents: dict[str, Any],
     tmp_path: Path,
@@ -281,37 +312,43 @@ class ProcessWorkers:
     def ending(self) -> bool:
         return False
 
+    def beat(self) -> None:
+        pass
 
-def work(
-    job: dict[str, Any], stop: int, folder: str, rank: int, world: int, wrap: Any
-) -> dict[str, Any]:
+
+TWO_WORKERS = [("straight", -1, None)]
+"""Name, the step at which it dies (-1: it does not), and its states, one run after another."""
+for _step in (12, 24):
+    TWO_WORKERS += [(f"stopped{_step}", _step, f"states{_step}")]
+    TWO_WORKERS += [(f"resumed{_step}", -1, f"states{_step}")]
+
+
+def work(job: dict[str, Any], folder: str, rank: int, world: int, wrap: Any) -> dict[str, Any]:
     """What each process does; importable, for it is spawned."""
     resume.INTERVAL_S = resume.LEAST_APART = 0  # type: ignore[assignment]
-    try:
-        run_job(Job(**job), ProcessWorkers(rank, world, wrap, stop, folder))
-    except Stopped:
-        return {}
-    return load_file(Path(folder) / "model.safetensors") if rank == 0 else {}
+    for name, stop, states in TWO_WORKERS:
+        fields = job | {"snapshots": states and f"{folder}/{states}"}
+        # the random state that the run before has left behind must not be of help
+        torch.manual_seed(len(name) + rank)
+        with contextlib.suppress(Stopped):
+            workers = ProcessWorkers(rank, world, wrap, stop, f"{folder}/{name}")
+            run_job(Job(**fields), workers)
+    return {}
 
 
 @pytest.mark.slow
 def test_two_workers_go_on_with_the_same_bits(parents: dict[str, Any], tmp_path: Path):
     """Each with its own dropout, in the gated phase and in the recovery."""
     job = job_of(parents["lm"], "adaptive")
-
-    def ends(name: str, stop: int, snapshots: str | None) -> dict[str, torch.Tensor]:
-        (tmp_path / name).mkdir()
-        fields = {f: getattr(job, f) for f in job.__dataclass_fields__} | {"snapshots": snapshots}
-        run = partial(work, json.loads(json.dumps(fields)), stop, str(tmp_path / name / "export"))
-        return in_processes(run, tmp_path / name)[0]
-
-    straight = ends("straight", -1, None)
-    for stop in (12, 24):
-        snapshots = str(tmp_path / f"snapshots{stop}")
-        assert ends(f"stopped{stop}", stop, snapshots) == {}
-        resumed = ends(f"resumed{stop}", -1, snapshots)
-        assert resumed.keys() == straight.keys()
-        assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    fields = {f: getattr(job, f) for f in job.__dataclass_fields__}
+    in_processes(partial(work, json.loads(json.dumps(fields)), str(tmp_path)), tmp_path)
+    straight = load_file(tmp_path / "straight" / "model.safetensors")
+    for name, stop, _ in TWO_WORKERS:
+        assert (tmp_path / name).exists() == (stop < 0)
+        if stop < 0:
+            ended = load_file(tmp_path / name / "model.safetensors")
+            assert ended.keys() == straight.keys()
+            assert all(torch.equal(ended[each], straight[each]) for each in straight)
 
 
 def test_another_number_of_workers_goes_on_with_the_same_batches(
@@ -324,10 +361,10 @@ def test_another_number_of_workers_goes_on_with_the_same_batches(
     straight = train_to(tmp_path / "straight", job)
     again = replace(job, snapshots=str(tmp_path / "snapshots"))
     run_until(again, 18)
-    for folder in (tmp_path / "snapshots").iterdir():
-        facts = json.loads((folder / "state.json").read_text())
-        facts["facts"]["world"] = 2
-        (folder / "state.json").write_text(json.dumps(facts))
+    store = SnapshotStore(tmp_path / "snapshots")
+    for step in store.steps():
+        state = store.load(step)
+        store.save(step, replace(state, facts=state.facts | {"world": 2}))
     resumed = train_to(tmp_path / "resumed", again)
     assert "saved with 2 workers, goes on with 1" in caplog.text
     assert resumed.export_sha256 == straight.export_sha256
