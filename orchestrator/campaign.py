@@ -23,7 +23,7 @@ from orchestrator.changes import check_change
 from orchestrator.conclusion import conclude, hardware
 from orchestrator.data.prepare import PreparedData, describe, prepare_data
 from orchestrator.errors import CampaignError
-from orchestrator.interrupts import interruptible
+from orchestrator.interrupts import heard, interruptible
 from orchestrator.layout import Layout
 from orchestrator.models import build_model, resolve_pretrained
 from orchestrator.progress import Progress
@@ -86,7 +86,7 @@ class Campaign:
             self.tracking = self._open_tracking()
             try:
                 # whatever happens, Ray's processes end before their runs are closed
-                with ExitStack() as session:
+                with ExitStack() as session, heard():
                     return self._stages(session)
             except KeyboardInterrupt:
                 self._close_runs("KILLED", "interrupted")
