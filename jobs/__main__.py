@@ -13,20 +13,9 @@ from typing import Annotated
 import typer
 
 from jobs import bench_options as options
+from jobs import job_app
+from jobs.spec_options import SetOption, SpecArgument
 
-SpecArgument = Annotated[
-    Path, typer.Argument(help="The campaign's YAML file.", metavar="SPEC", show_default=False)
-]
-SetOption = Annotated[
-    list[str],
-    typer.Option(
-        "--set",
-        help="Override one field, e.g. --set tasks.docs-lm.dense.steps=50. May be repeated.",
-        metavar="PATH=VALUE",
-        default_factory=list,
-        show_default=False,
-    ),
-]
 TaskOption = Annotated[
     str | None,
     typer.Option("--task", help="Name of a task of the spec; may be left out if there is one."),
@@ -49,6 +38,8 @@ app = typer.Typer(
       lowrank validate SPEC      is the file right, and what would run?
 
       lowrank run SPEC           train, search, measure, choose, promote
+
+      lowrank submit SPEC        the same on a Ray cluster
 
       lowrank status SPEC        how does it stand? (from another terminal)
 
@@ -136,6 +127,10 @@ def status(
     from jobs.status import status as command
 
     _exit(command, spec, set_, watch, every)
+
+
+app.command()(job_app.submit)
+app.add_typer(job_app.job, name="job")
 
 
 @app.command()

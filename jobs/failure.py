@@ -11,12 +11,24 @@ from typing import Any
 
 from rich.console import Console
 
+PLACES = {
+    errno.ENOSPC: "no space left on the device",
+    errno.EDQUOT: "the quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "the link leads to itself",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+}
+"""What can be wrong with a place on disk, wherever it is met."""
+
 
 def run_command(command: Callable[..., int], *args: Any) -> int:
     """Call a command and explain its errors.
 
     Errors of ours are printed as they are. Anything else is a defect and keeps its traceback,
-    except a full disk, which can strike anywhere.
+    except what a path that was given, or a full disk, can do anywhere.
     """
     from lowrank.errors import LowRankError
     from orchestrator.cluster import set_environment
@@ -40,9 +52,9 @@ def run_command(command: Callable[..., int], *args: Any) -> int:
         _say("interrupted")
         return 130
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in PLACES:
             raise
-        _say(f"no space left on the device: {error.filename or 'while writing'}")
+        _say(f"{PLACES[error.errno]}: {error.filename or 'while writing'!s:.300}")
         return 1
 
 

@@ -55,7 +55,9 @@ def _by_transformers(folder: Path, cases: list[dict[str, Any]]) -> list[Any]:
     else:
         names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
         auto_class = getattr(transformers, names[0])
-    model, info = auto_class.from_pretrained(folder, output_loading_info=True)
+    model, info = auto_class.from_pretrained(
+        folder, output_loading_info=True, trust_remote_code=False
+    )
     for what, found in info.items():
         if found:
             raise ValueError(f"{what}: {', '.join(sorted(map(str, found))[:5])}")

@@ -38,6 +38,7 @@ from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
 from lowrank.onnx import GRAPH, check_installed, num_stored_floats, save_onnx
 from lowrank.pivoted import PivotedLinear
 from lowrank.pivoting import pivoted
+from lowrank.plain_json import read_json
 from lowrank.sizes import check_density, sizes_of
 
 FORMS = ("factorized", "pivoted", "folded", "onnx", "pt2")
@@ -125,7 +126,7 @@ def read_note(folder: Path | str) -> dict[str, Any]:
     """`export.json` of a converted folder."""
     path = Path(folder) / NOTE
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        note = read_json(path)
     except FileNotFoundError:
         raise ExportError(f"{path}: no such file; not a finished export") from None
     except (ValueError, OSError) as error:
@@ -135,6 +136,14 @@ def read_note(folder: Path | str) -> dict[str, Any]:
         raise ExportError(f"{path}: must have the keys {sorted(wanted)}")
     if note["schema_version"] != NOTE_VERSION:
         raise ExportError(f"{path}: schema version {NOTE_VERSION} is read here")
+    if note["form"] not in FORMS:
+        raise ExportError(f"{path}: form must be one of {', '.join(FORMS)}, got {note['form']!r}")
+    digests = note["sha256"]
+    if not isinstance(digests, dict) or WEIGHT_FILES[note["form"]] not in digests:
+        raise ExportError(f"{path}: sha256 must name {WEIGHT_FILES[note['form']]}")
+    for name in digests:
+        if name != Path(name).name:
+            raise ExportError(f"{path}: sha256 names files of its own folder, got {name!r}")
     return note
 
 

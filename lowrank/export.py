@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +21,10 @@ from torch import Tensor, nn
 
 from lowrank.errors import ExportError
 from lowrank.forms import check_indices, check_layer, described_layers, restructured
+from lowrank.plain_json import read_json
 from lowrank.pruned import PrunedLayer
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 3
 """1 had low-rank layers only, without a form; 2 had neither embeddings nor narrow layers, and other
@@ -96,13 +100,9 @@ def load(model: nn.Module, folder: Path | str) -> nn.Module:
     manifest = read_manifest(folder)
     tensors = _read_tensors(folder, manifest)
     model = restructured(model, manifest["layers"])
-    for alias, name in manifest["aliases"].items():
-        if name not in tensors:
-            raise ExportError(f"{folder / MANIFEST}: alias {alias!r} of a missing tensor {name!r}")
-        tensors[alias] = tensors[name]
-    former = manifest.get("former_names", {})
-    tensors = {former.get(name, name): tensor for name, tensor in tensors.items()}
-    _check_keys(model, tensors)
+    tensors = named_as_in_model(folder, manifest, tensors)
+    check_keys(model, {name: list(tensor.shape) for name, tensor in tensors.items()})
+    _check_ties(model, tensors)
     # the file decides the dtype: a bfloat16 export stays one
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if name in tensors and tensor.dtype != tensors[name].dtype:
@@ -112,16 +112,41 @@ def load(model: nn.Module, folder: Path | str) -> nn.Module:
     return model
 
 
+def named_as_in_model(
+    folder: Path | str, manifest: dict[str, Any], stored: Mapping[str, T]
+) -> dict[str, T]:
+    """What is stored, once for every name that a model has for it.
+
+    Args:
+        folder: For the message.
+        manifest: As `read_manifest` returns it.
+        stored: Tensors, or anything else, by the names in the file.
+
+    Raises:
+        ExportError: An alias names nothing that is stored.
+    """
+    named = dict(stored)
+    for alias, name in manifest["aliases"].items():
+        if name not in stored:
+            raise ExportError(
+                f"{Path(folder) / MANIFEST}: alias {alias!r} of a missing tensor {name!r}"
+            )
+        named[alias] = stored[name]
+    former = manifest.get("former_names", {})
+    return {former.get(name, name): each for name, each in named.items()}
+
+
 def read_manifest(folder: Path | str) -> dict[str, Any]:
     """The manifest of a saved model, checked for completeness."""
     path = Path(folder) / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except FileNotFoundError:
         raise ExportError(f"{path}: no such file; not a finished lowrank export") from None
     except (ValueError, OSError) as error:
         raise ExportError(f"{path}: cannot be read as JSON: {error}") from error
     if isinstance(manifest, dict):
+        manifest.pop("former_names", None)  # ours to say, not the file's
         if manifest.get("schema_version") == 1:
             manifest = _from_version_1(manifest)
         if manifest.get("schema_version") == 2:
@@ -138,7 +163,20 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
         )
     for name, layer in manifest["layers"].items():
         check_layer(f"{path}: layer {name!r}", layer)
+    for name, entry in manifest["tensors"].items():
+        if not _is_type_and_shape(entry):
+            raise ExportError(f"{path}: tensor {name!r} must have a type and a shape")
+    for alias, name in manifest["aliases"].items():
+        if not isinstance(name, str):
+            raise ExportError(f"{path}: alias {alias!r} must name a tensor, got {name!r}")
     return manifest
+
+
+def _is_type_and_shape(entry: Any) -> bool:
+    match entry:
+        case [str(), [*sizes]]:
+            return all(type(size) is int for size in sizes)
+    return False
 
 
 def _from_version_1(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -238,11 +276,12 @@ def _read_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_keys(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def check_keys(model: nn.Module, shapes: Mapping[str, list[int]]) -> None:
+    """Raise ExportError unless a model has tensors of these names and shapes, and no others."""
     state = model.state_dict()
-    missing = [name for name in state if name not in tensors]
-    unexpected = [name for name in tensors if name not in state]
-    reshaped = [n for n, t in tensors.items() if n in state and state[n].shape != t.shape]
+    missing = [name for name in state if name not in shapes]
+    unexpected = [name for name in shapes if name not in state]
+    reshaped = [n for n, s in shapes.items() if n in state and list(state[n].shape) != s]
     problems = [
         f"{what}: {_some(names)}"
         for what, names in (
@@ -252,14 +291,19 @@ def _check_keys(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         )
         if names
     ]
-    if not problems:
-        # loading would let the last of them win in silence
-        ties = distinct_tensors(model)[1].items()
-        apart = [name for name, first in ties if not torch.equal(tensors[name], tensors[first])]
-        if apart:
-            problems.append(f"tied in this model, not in the export: {_some(apart)}")
     if problems:
         raise ExportError("the export does not fit this model; " + "; ".join(problems))
+
+
+def _check_ties(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Loading would let the last of tied tensors win in silence."""
+    ties = distinct_tensors(model)[1].items()
+    apart = [name for name, first in ties if not torch.equal(tensors[name], tensors[first])]
+    if apart:
+        raise ExportError(
+            "the export does not fit this model; "
+            f"tied in this model, not in the export: {_some(apart)}"
+        )
 
 
 def _some(names: list[str], most: int = 5) -> str:

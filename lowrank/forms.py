@@ -26,6 +26,12 @@ LAYER_SIZES = {
 }
 """What besides width and bias tells how big a layer of each form is. The matrix of an embedding is
 that of the output projection which may be tied to it, [tokens, width]: tokens go out, width in."""
+LIMITS = {
+    "rank": ("in_features", "out_features"),
+    "num_in": ("in_features",),
+    "num_out": ("out_features",),
+}
+"""What no size exceeds."""
 HEAD_KEYS = ("tied_to", "zero_row")
 """Of a low-rank head: the embedding whose factors it uses, null for factors of its own; and its
 token without gradient, or null."""
@@ -81,20 +87,27 @@ def _described(module: nn.Module) -> dict[str, Any]:
 
 def check_layer(place: str, layer: Any) -> None:
     """Raise ExportError, with the place, unless a layer is described in full."""
-    if not isinstance(layer, dict) or layer.get("form") not in LAYER_SIZES:
+    if not isinstance(layer, dict) or layer.get("form") not in list(LAYER_SIZES):
         raise ExportError(f"{place}: must have a form, one of {sorted(LAYER_SIZES)}")
     sizes = LAYER_SIZES[layer["form"]]
     if not layer.keys() >= {"in_features", "out_features", "bias", *sizes}:
         wanted = sorted({"in_features", "out_features", "bias", *sizes})
         raise ExportError(f"{place} must have {wanted}")
     least = 0 if layer["form"] in VANISHING else 1
+    for width in ("in_features", "out_features"):
+        if type(layer[width]) is not int or layer[width] < 1:
+            raise ExportError(f"{place}: {width} >= 1 must hold, got {layer[width]!r:.20}")
+    if not isinstance(layer["bias"], bool):
+        raise ExportError(f"{place}: bias must be true or false, got {layer['bias']!r:.20}")
     for size in sizes:
-        if not isinstance(layer[size], int) or layer[size] < least:
-            raise ExportError(f"{place}: {size} >= {least} must hold")
-    if layer["form"] == "pivoted" and (
-        not isinstance(layer.get(PIVOTED_KEY), bool) or layer["rank"] > layer["out_features"]
-    ):
-        raise ExportError(f"{place}: {PIVOTED_KEY} must be true or false, rank <= out_features")
+        # memory of this size is taken before the tensors are compared with it
+        most = min(layer[width] for width in LIMITS[size])
+        if type(layer[size]) is not int or not least <= layer[size] <= most:
+            raise ExportError(
+                f"{place}: {least} <= {size} <= {most} must hold, got {layer[size]!r:.20}"
+            )
+    if layer["form"] == "pivoted" and not isinstance(layer.get(PIVOTED_KEY), bool):
+        raise ExportError(f"{place}: {PIVOTED_KEY} must be true or false")
     if layer["form"] == "low-rank-head":
         tied, row = (layer.get(key, ...) for key in HEAD_KEYS)
         if not isinstance(tied, str | None) or not (row is None or type(row) is int):

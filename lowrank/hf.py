@@ -6,17 +6,22 @@ one that `from_pretrained` of transformers reads (`lowrank.auto`).
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from lowrank.errors import ExportError
-from lowrank.export import load, read_manifest, save
-from lowrank.forms import described_layers
+from lowrank.errors import ExportError, first_line
+from lowrank.export import check_keys, load, named_as_in_model, read_manifest, save
+from lowrank.forms import described_layers, restructured
 from lowrank.linear import LowRankLinear
 from lowrank.models import register
+from lowrank.plain_json import read_json
 
+_COUNT = re.compile(r"(layers?|labels|experts)$")
+"""Fields of a config that say how many there are of something."""
 AUTO_CLASSES = (
     "AutoModelForCausalLM",
     "AutoModelForSequenceClassification",
@@ -59,22 +64,54 @@ def load_pretrained(folder: Path | str) -> nn.Module:
 
     register()
     folder = Path(folder)
-    auto_class = read_manifest(folder)["metadata"].get("auto_class")
+    manifest = read_manifest(folder)
+    auto_class = manifest["metadata"].get("auto_class")
     _check_auto_class(auto_class)
-    if not (folder / "config.json").is_file():
-        raise ExportError(f"{folder / 'config.json'}: no such file")
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{folder / 'config.json'}: cannot be read: {error}") from error
-    # the manifest says the same, and more
-    config.__dict__.pop("quantization_config", None)
-    model = load(getattr(transformers, auto_class).from_config(config), folder).eval()
+    model = load(_dense_model(folder, getattr(transformers, auto_class), manifest), folder).eval()
     if described_layers(model):
         from lowrank import auto
 
         auto.attach(model)
     return model
+
+
+def _dense_model(folder: Path, auto: Any, manifest: dict[str, Any]) -> nn.Module:
+    """What config.json describes, with any weights."""
+    import transformers
+
+    path = folder / "config.json"
+    try:
+        _check_counts(path, manifest)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        # the manifest says the same, and more
+        config.__dict__.pop("quantization_config", None)
+        # first without memory: a config may name sizes that no machine has
+        with torch.device("meta"):
+            empty = restructured(
+                auto.from_config(config, trust_remote_code=False), manifest["layers"]
+            )
+        shapes = {name: shape for name, (_, shape) in manifest["tensors"].items()}
+        check_keys(empty, named_as_in_model(folder, manifest, shapes))
+        return auto.from_config(config, trust_remote_code=False)
+    except FileNotFoundError:
+        raise ExportError(f"{path}: no such file") from None
+    except ExportError:
+        raise
+    except Exception as error:  # transformers checks fields in many places, in its own ways
+        raise ExportError(f"{path}: cannot be read: {first_line(error)}") from error
+
+
+def _check_counts(path: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a config of a billion layers or labels: transformers would begin to make them."""
+    sizes = [size for _, shape in manifest["tensors"].values() for size in shape]
+    most = max([len(manifest["tensors"]), *sizes])
+    config = read_json(path, finite=False)
+    for field, value in config.items() if isinstance(config, dict) else ():
+        if _COUNT.search(field) and isinstance(value, int) and value > most:
+            raise ExportError(
+                f"{path}: {field} <= {most} must hold, the number of tensors or the largest side "
+                f"of one, got {value!r:.20}"
+            )
 
 
 def _save_config(model: Any, folder: Path) -> None:
@@ -91,10 +128,17 @@ def _save_config(model: Any, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path | str) -> Any:
-    """The tokenizer saved beside the model."""
+    """The tokenizer saved beside the model.
+
+    Raises:
+        ExportError: It is damaged.
+    """
     import transformers
 
-    return transformers.AutoTokenizer.from_pretrained(Path(folder))
+    try:
+        return transformers.AutoTokenizer.from_pretrained(Path(folder), trust_remote_code=False)
+    except Exception as error:  # `tokenizers` raises Exception itself
+        raise ExportError(f"{folder}: its tokenizer cannot be read: {first_line(error)}") from error
 
 
 def resize_token_embeddings(model: Any, num_tokens: int, **options: Any) -> nn.Module:

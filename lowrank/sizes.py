@@ -70,6 +70,9 @@ def _pruned(model: nn.Module, metadata: Mapping[str, Any]) -> list[str]:
     """Names of the matrices that the method might change, or of those that it did."""
     described = described_layers(model)
     names = metadata.get("prunable") or list(described)
+    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    if not isinstance(names, list) or not all(isinstance(n, str) and n in known for n in names):
+        raise ExportError("metadata.prunable must be names of layers of the model")
     # a tied head's factors count under its embedding's name
     return [name for name in names if not described.get(name, {}).get("tied_to")]
 
@@ -118,6 +121,8 @@ def file_size(tensors: dict[str, Tensor]) -> int:
 
 def check_density(place: str, densities: Densities, target: float | None) -> None:
     """Raise ExportError if the pruned matrices are larger than was asked for."""
+    if not isinstance(target, float | int | None):
+        raise ExportError(f"{place}: target_density must be a number, got {target!r}")
     if target is not None and densities.prunable > target:
         raise ExportError(
             f"{place}: realized density <= target must hold, got {densities.prunable:.6f} for "

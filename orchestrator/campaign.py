@@ -23,7 +23,7 @@ from orchestrator.changes import check_change
 from orchestrator.conclusion import conclude, hardware
 from orchestrator.data.prepare import PreparedData, describe, prepare_data
 from orchestrator.errors import CampaignError
-from orchestrator.interrupts import interruptible
+from orchestrator.interrupts import heard, interruptible
 from orchestrator.layout import Layout
 from orchestrator.models import build_model, resolve_pretrained
 from orchestrator.progress import Progress
@@ -89,7 +89,7 @@ class Campaign:
             self.tracking = self._open_tracking()
             try:
                 # whatever happens, Ray's processes end before their runs are closed
-                with ExitStack() as session:
+                with ExitStack() as session, heard():
                     return self._stages(session)
             except KeyboardInterrupt:
                 self._close_runs("KILLED", "interrupted")
@@ -117,7 +117,9 @@ class Campaign:
         for state in states:
             setting = {"data": state.data.info, "hardware": hardware(site.available)}
             self.tracking.writer(state.run_id).setting(setting)
-            cluster.check_fits(self.spec.resources_of(state.task), site.available, state.task.name)
+            cluster.wait_to_fit(
+                self.spec.resources_of(state.task), state.task.name, self.progress.line
+            )
         for state in states:
             TrainingStage(site).run(state)
         for state in states:

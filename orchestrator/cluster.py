@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,9 +23,16 @@ DRIVER = "driver"
 """Custom resource that trial drivers take instead of a CPU. Ray Train places its workers in a
 group of their own, outside the trial's: a trial that held a CPU would starve its own workers."""
 
+CAPACITY_ENV = "LOWRANK_CLUSTER_CAPACITY"
+"""What a cluster's autoscaler may grow to, as JSON such as `{"CPU": 64, "GPU": 8}`. Ray tells only
+what is there now, and trials that wait for nodes are what makes an autoscaler add some."""
+
 LOCAL_DRIVERS = 64
 OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing large goes through the object store; Ray's default would take 30 % of the memory."""
+
+LOOK_EVERY_S = 2.0
+"""Between two looks for machines that are waited for."""
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -53,7 +64,7 @@ def set_environment() -> None:
 
 @contextmanager
 def ray_session() -> Iterator[dict[str, Any]]:
-    """Start or join Ray; yields the cluster's resources.
+    """Start or join Ray; yields the cluster's resources, with those that it may grow to.
 
     Without RAY_ADDRESS a fresh local instance is started, whatever else runs on this machine,
     with the dashboard's server process: Train's clean-up of a stopped trial asks it.
@@ -65,23 +76,88 @@ def ray_session() -> Iterator[dict[str, Any]]:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     on_terminate = signal.getsignal(signal.SIGTERM)
     if address:
-        ray.init(address=address, runtime_env={"env_vars": dict(ENVIRONMENT)}, **quiet)
+        ray.init(address=address, runtime_env={"env_vars": _for_workers(address)}, **quiet)
     else:
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            resources={DRIVER: LOCAL_DRIVERS},
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=True,
-            **quiet,
-        )
+        with _address_for_workers():
+            ray.init(
+                address="local",
+                num_cpus=len(os.sched_getaffinity(0)),
+                resources={DRIVER: LOCAL_DRIVERS},
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=True,
+                **quiet,
+            )
     if threading.current_thread() is threading.main_thread():
         # Ray takes the signal for itself and exits at once; a campaign has runs to close
         signal.signal(signal.SIGTERM, on_terminate)
     try:
-        yield ray.cluster_resources()
+        yield _available()
     finally:
         ray.shutdown()
+
+
+def _available() -> dict[str, Any]:
+    import ray
+
+    there = dict(ray.cluster_resources())
+    return capacity(there) if os.environ.get("RAY_ADDRESS") else there
+
+
+def capacity(there: dict[str, Any]) -> dict[str, Any]:
+    """What is there, or may be there once the autoscaler has added nodes.
+
+    Raises:
+        CampaignError: LOWRANK_CLUSTER_CAPACITY is not what it must be.
+    """
+    text = os.environ.get(CAPACITY_ENV)
+    if not text:
+        return there
+    rule = f'{CAPACITY_ENV} must be like {{"CPU": 64, "GPU": 8}}, got {text[:200]}'
+    try:
+        most = json.loads(text)
+    except ValueError:
+        raise CampaignError(rule) from None
+    if not isinstance(most, dict) or not all(_is_amount(amount) for amount in most.values()):
+        raise CampaignError(rule)
+    return there | {name: max(amount, there.get(name, 0)) for name, amount in most.items()}
+
+
+def _is_amount(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value < math.inf
+
+
+def _for_workers(address: str) -> dict[str, str]:
+    """Environment of the processes on a cluster: as here, what the person set included."""
+    variables = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+    # see _address_for_workers; `auto` and ray:// are no addresses there
+    is_plain = ":" in address and "://" not in address
+    return variables | ({"RAY_ADDRESS": address} if is_plain else {})
+
+
+@contextmanager
+def _address_for_workers() -> Iterator[None]:
+    """Ray's processes inherit the address of the instance that is started in this block.
+
+    What frees the machines of a killed Train controller looks for its Ray by itself, and gives up
+    where several run on one machine: the next training would wait for ever.
+    """
+    from ray.util import get_node_ip_address
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    address = f"{get_node_ip_address()}:{port}"
+    wanted = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": address}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def check_fits(resources: Resources, available: dict[str, Any], task: str) -> None:
@@ -109,6 +185,26 @@ def check_fits(resources: Resources, available: dict[str, Any], task: str) -> No
             )
 
 
+def wait_to_fit(resources: Resources, task: str, say: Callable[[str], None]) -> None:
+    """Wait for machines if no trial fits the cluster that RAY_ADDRESS names: they come and go.
+
+    Raises:
+        CampaignError: As by `check_fits`, after `wait_minutes`; on this machine alone at once, for
+            nothing will come.
+    """
+    deadline, told = time.monotonic() + 60 * resources.wait_minutes, False
+    while True:
+        try:
+            return check_fits(resources, _available(), task)
+        except CampaignError as error:
+            if not os.environ.get("RAY_ADDRESS") or time.monotonic() >= deadline:
+                raise
+            if not told:
+                told = True
+                say(f"{error}; machines are waited for, {resources.wait_minutes:g} minutes at most")
+        time.sleep(LOOK_EVERY_S)
+
+
 def concurrent_trials(resources: Resources, available: dict[str, Any]) -> int:
     """As many as asked for, but no more than fit beside each other."""
     fits = float(available.get("CPU", 0)) // (resources.workers * resources.cpus_per_worker)
@@ -125,6 +221,11 @@ def run_alone(function: Callable[..., Any], *args: Any) -> Any:
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"]]
     with_cpu = [node for node in nodes if node.get("CPU", 0) >= 1]
+    if not with_cpu:
+        raise CampaignError(
+            "no node of the cluster has a CPU to measure speed on; keep at least one worker "
+            "(minReplicas), and the same command goes on"
+        )
     best = max(with_cpu, key=lambda node: (node.get("GPU", 0), node["CPU"]))
     remote = ray.remote(function).options(
         num_cpus=best["CPU"], num_gpus=1 if best.get("GPU", 0) >= 1 else 0, max_retries=1

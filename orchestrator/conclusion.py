@@ -12,11 +12,15 @@ from lowrank.errors import LowRankError
 from orchestrator import cluster
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.errors import CampaignError
+from orchestrator.front.across import across_tasks
+from orchestrator.front.assess import noisy_front
+from orchestrator.front.figures import NoisyFront
 from orchestrator.promotion import register_and_promote, registered_name
 from orchestrator.records import CampaignResult, Promotion, TaskResult
 from orchestrator.registry import Registry
 from orchestrator.report import write_front_figure, write_report
-from orchestrator.selection import choose
+from orchestrator.selection import choose, reference_drop
+from orchestrator.wording import facts
 
 
 def conclude(
@@ -36,6 +40,9 @@ def conclude(
             failed=state.failed,
             choice=choice,
             data=state.data.info,
+            noisy_front=noisy_front(
+                state.trials, state.dense, state.data.info, reference_drop(site.spec.select)
+            ),
         )
         tasks.append(_promote(site, state, result, registry_uri))
     campaign = CampaignResult(
@@ -45,6 +52,7 @@ def conclude(
         seconds=round(seconds, 1),
         tasks=tasks,
         hardware=hardware(site.available),
+        across=across_tasks(tasks),
     )
     campaign.save(site.layout.result)
     write_report(campaign, site.layout.report)
@@ -93,15 +101,36 @@ def _publish(site: Site, states: list[TaskState], campaign: CampaignResult) -> N
         if result.promotion is not None:
             tags["promotion"] = result.promotion.sentence
         writer.tags(tags)
+        front = result.noisy_front
+        if front is not None:
+            writer.metrics(front_metrics(front))
+            writer.tags({"front.reference": facts(front.reference)})
         on_front = set(result.choice.front)
         for record in result.trials:
-            if record.mlflow_run_id is not None:
-                site.tracking.writer(record.mlflow_run_id).tags(
-                    {
-                        "pareto_front": str(record.key in on_front).lower(),
-                        "chosen": str(record.key == result.choice.key).lower(),
-                    }
-                )
+            if record.mlflow_run_id is None:
+                continue
+            trial = site.tracking.writer(record.mlflow_run_id)
+            trial.tags(
+                {
+                    "pareto_front": str(record.key in on_front).lower(),
+                    "chosen": str(record.key == result.choice.key).lower(),
+                }
+            )
+            probability = front.probability_of(record.key) if front else None
+            if probability is not None:
+                trial.metrics({"front/probability": probability})
+
+
+def front_metrics(front: NoisyFront) -> dict[str, float]:
+    """What a task's run says of its front; names beside `front/probability` of a trial's run."""
+    volume = front.volumes[-1].volume
+    values = {
+        "front/hypervolume": volume.value,
+        "front/hypervolume_low": volume.low,
+        "front/hypervolume_high": volume.high,
+        "front/seed_noise": front.seed_noise,
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def hardware(available: dict[str, Any]) -> dict[str, Any]:

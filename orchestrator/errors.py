@@ -77,6 +77,10 @@ class StorageError(CampaignError):
     """The campaign's folder cannot be written: permission, disk full, not a folder."""
 
 
+class ClusterError(CampaignError):
+    """A cluster's job server does not answer, or refuses what it is asked."""
+
+
 class TrialError(CampaignError):
     """One trial failed; the campaign may go on without it.
 

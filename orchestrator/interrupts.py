@@ -3,7 +3,8 @@
 Python raises KeyboardInterrupt between any two instructions. In the middle of a request to the
 tracking store that leaves a transaction open, or a library half set up, and what the driver still
 has to write then, the end of its runs, fails. So a request is finished first; whoever cannot wait
-asks a second time.
+asks a second time. Where Python swallows the exception, in a `__del__` or a callback of C, nothing
+would end at all: it is raised again until `heard` has seen it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN_S = 2.0
+"""After which a signal that nobody has heard is raised once more: what unwinds takes less until it
+meets the first handler."""
 
 
 class _Request:
@@ -24,6 +28,9 @@ class _Request:
     """How many requests it is in, one inside the other."""
     asked = False
     """Whether a signal waits for their end."""
+    raised: threading.Event | None = None
+    """Of an exception that is on its way: set when it was heard."""
+    lock = threading.RLock()
 
 
 class interruptible:
@@ -41,6 +48,7 @@ class interruptible:
             self._before = {each: signal.signal(each, _on_signal) for each in heard}
 
     def __exit__(self, *_: object) -> None:
+        _heard()
         for each, handler in self._before.items():
             signal.signal(each, handler)
 
@@ -57,13 +65,43 @@ def one_piece() -> Iterator[None]:
     finally:
         _Request.depth -= 1
         if _Request.depth == 0 and _Request.asked:
-            _Request.asked = False
-            raise KeyboardInterrupt
+            _raise()
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """A block whose end hears of the exception: what cleans up after it is not torn again."""
+    try:
+        yield
+    finally:
+        _heard()
 
 
 def _on_signal(signum: int, frame: Any) -> None:
     if _Request.depth > 0 and not _Request.asked:
         _Request.asked = True
         return
+    _raise()
+
+
+def _raise() -> NoReturn:
     _Request.asked = False
+    if _Request.raised is None:
+        _Request.raised = threading.Event()
+        threading.Thread(target=_remind, args=(_Request.raised,), daemon=True).start()
     raise KeyboardInterrupt
+
+
+def _remind(was_heard: threading.Event) -> None:
+    main = threading.main_thread()
+    while not was_heard.wait(AGAIN_S) and main.is_alive():
+        with _Request.lock:
+            if not was_heard.is_set():
+                signal.pthread_kill(main.ident or 0, signal.SIGTERM)
+
+
+def _heard() -> None:
+    with _Request.lock:
+        if _Request.raised is not None:
+            _Request.raised.set()
+            _Request.raised = None

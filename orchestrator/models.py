@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
+import pickle
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lowrank.errors import first_line
 from lowrank.models import CLUSTERED_TYPES, STATEFUL_TYPES, register
 from orchestrator.data.prepare import PreparedData
 from orchestrator.errors import ModelError
@@ -88,8 +90,10 @@ def takes_token_types(model: ModelSpec) -> bool:
         if model.type is not None:
             config = transformers.AutoConfig.for_model(model.type, **model.config)
         else:
-            config = transformers.AutoConfig.from_pretrained(resolve_pretrained(model))
-    except (OSError, ValueError):
+            config = transformers.AutoConfig.from_pretrained(
+                resolve_pretrained(model), trust_remote_code=False
+            )
+    except Exception:  # as in `build_config`
         return False
     return (getattr(config, "type_vocab_size", None) or 0) > 1
 
@@ -225,12 +229,18 @@ def _load_pretrained(auto: Any, task: AnyTask, data: PreparedData) -> nn.Module:
             source,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            trust_remote_code=False,
             **fields,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except pickle.UnpicklingError as error:  # torch's own message tells how to run the code in it
+        raise ModelError(
+            f"model.pretrained: the weights of {source!r} must be safetensors, or a pickle of "
+            "nothing but tensors"
+        ) from error
+    except Exception as error:  # of a damaged file the readers of its format raise their own
         raise ModelError(
             f"model.pretrained: {source!r} is neither a folder with a model nor a hub name that "
-            f"can be reached: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            f"can be reached: {first_line(error)}"
         ) from error
     unset = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
     new = _new_head(model, task, unset)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.records import FailedTrial, ModelRecord
@@ -49,6 +49,10 @@ class TrialNames:
     def full(self, trial: Trial) -> str:
         """`adaptive, density 0.3, penalty_lr 0.1, seed 8`."""
         return self._joined(trial, ("density", *self.settings(trial)))
+
+    def full_setting(self, trial: Trial) -> str:
+        """`full` without the seed: of a draw and its repeats."""
+        return replace(self, several_seeds=False).full(trial)
 
     def without_density(self, trial: Trial) -> str:
         """For a table with a column for it, and for what differs: `adaptive, seed 8`."""

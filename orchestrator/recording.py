@@ -7,6 +7,7 @@ them at any time, in any process, and more than once.
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def record_model(launch: Launch, record: ModelRecord, writer: RunWriter) -> Mode
         export=str(home),
         mlflow_run_id=launch.run_id,
         method_name=launch.method_name,
+        finished=record.finished or time.time(),
     )
     if launch.dense_record is not None:
         dense = ModelRecord.load(Path(launch.dense_record))

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from lowrank.counting import Densities, Size
+from lowrank.plain_json import parse_json, read_json
+from orchestrator.errors import CampaignError
+from orchestrator.front.figures import AcrossTasks, NoisyFront
 
 MET = 0.002
 """A density that is exceeded by no more counts as met: rounding of ranks in small layers."""
 RECORD = "record.json"
 """Beside the weights of every exported model."""
+
+
+class RecordError(CampaignError, ValueError):
+    """A record is damaged, or none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +142,8 @@ class ModelRecord:
     """If `measure.int8` asked for it."""
     rate_factor: float = 1.0
     """On the learning rates: below 1 if the training diverged and was taken up again."""
+    finished: float | None = None
+    """When it was recorded, in seconds since the epoch; None in records of earlier versions."""
 
     @property
     def quality(self) -> float:
@@ -173,21 +185,14 @@ class ModelRecord:
 
     @classmethod
     def from_json(cls, text: str) -> ModelRecord:
-        return cls.from_dict(json.loads(text))
+        """Raises RecordError for anything but what `to_json` wrote, now or in earlier versions."""
+        return cls.from_dict(_parsed("record", text))
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> ModelRecord:
-        raw = dict(raw)
-        raw["metric"] = Metric(**raw["metric"])
-        raw["size"] = Size(**raw["size"])
-        raw["curve"] = [CurvePoint(**point) for point in raw["curve"]]
-        raw["speed"] = [Speed(**row) for row in raw["speed"]]
-        if raw.get("int8") is not None:
-            rows = [Speed(**row) for row in raw["int8"]["speed"]]
-            raw["int8"] = Int8(**raw["int8"] | {"speed": rows})
-        if raw["densities"] is not None:
-            raw["densities"] = Densities(**raw["densities"])
-        return cls(**raw)
+        record = _checked("record", cls, raw)
+        _check_metric(record)
+        return record
 
     def save(self, path: Path) -> None:
         """Write whole or not at all: a killed process leaves the former file."""
@@ -198,7 +203,11 @@ class ModelRecord:
 
     @classmethod
     def load(cls, path: Path) -> ModelRecord:
-        return cls.from_json(path.read_text(encoding="utf-8"))
+        """Raises RecordError, with the path, for a file that is damaged or missing."""
+        try:
+            return cls.from_dict(_read(path))
+        except RecordError as error:
+            raise RecordError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,6 +262,8 @@ class TaskResult:
     promotion: Promotion | None = None
     data: dict[str, Any] = field(default_factory=dict)
     """Source, sizes of the splits, content hash."""
+    noisy_front: NoisyFront | None = None
+    """The front with its uncertainty; None in results of earlier versions, or without trials."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,6 +274,8 @@ class CampaignResult:
     seconds: float
     tasks: list[TaskResult]
     hardware: dict[str, Any]
+    across: list[AcrossTasks] = field(default_factory=list)
+    """Settings or methods over all tasks, if there are several."""
 
     def save(self, path: Path) -> None:
         """As JSON, whole or not at all."""
@@ -272,16 +285,54 @@ class CampaignResult:
 
     @classmethod
     def load(cls, path: Path) -> CampaignResult:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        raw["tasks"] = [_task_result(task) for task in raw["tasks"]]
-        return cls(**raw)
+        """Raises RecordError, with the path, for a file that is damaged or missing."""
+        try:
+            result = _checked("result", cls, _read(path))
+            for task in result.tasks:
+                for record in (task.dense, *task.trials):
+                    _check_metric(record)
+            return result
+        except RecordError as error:
+            raise RecordError(f"{path}: {error}; `lowrank run` writes it again") from error
 
 
-def _task_result(raw: dict[str, Any]) -> TaskResult:
-    raw["dense"] = ModelRecord.from_dict(raw["dense"])
-    raw["trials"] = [ModelRecord.from_dict(trial) for trial in raw["trials"]]
-    raw["failed"] = [FailedTrial(**trial) for trial in raw["failed"]]
-    raw["choice"] = Choice(**raw["choice"])
-    if raw["promotion"] is not None:
-        raw["promotion"] = Promotion(**raw["promotion"])
-    return TaskResult(**raw)
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path, max_bytes=None)  # a campaign's size is the spec's business
+    except OSError as error:
+        raise RecordError(f"cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RecordError(f"is not JSON: {error}") from error
+
+
+def _parsed(what: str, text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise RecordError(f"{what}: is not JSON: {error}") from error
+
+
+def _checked(what: str, kind: Any, raw: Any) -> Any:
+    """A value of one of the classes above, every field of its type."""
+    try:
+        return _adapter(kind).validate_python(raw, extra="forbid")
+    except ValidationError as error:
+        first, *more = error.errors(include_url=False)
+        place = ".".join(map(str, first["loc"])) or what
+        others = f", and {len(more)} more" if more else ""
+        got = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
+        raise RecordError(f"{place:.100}: {first['msg']}{got}{others}") from error
+
+
+def _check_metric(record: ModelRecord) -> None:
+    """Raise RecordError for a model whose quality nobody knows."""
+    if record.metric.name not in record.validation:
+        raise RecordError(
+            f"record: validation must hold the task's metric {record.metric.name!r:.60}, "
+            f"got {sorted(record.validation)[:5]}"
+        )
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

@@ -11,8 +11,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orchestrator import wording
+from orchestrator.front.across import across_tasks
+from orchestrator.front.assess import front_of
+from orchestrator.front.objectives import largest_batch
 from orchestrator.naming import TrialNames
-from orchestrator.pareto import largest_batch
 from orchestrator.records import CampaignResult, Densities, ModelRecord, Speed, TaskResult
 from orchestrator.report_curves import (
     draw_panel,
@@ -21,6 +23,7 @@ from orchestrator.report_curves import (
     phases,
     rank_figure_size,
 )
+from orchestrator.report_front import across_view, front_view
 from orchestrator.report_methods import methods_view
 from orchestrator.report_plots import draw_density_quality, draw_front, write_front_figure
 from orchestrator.report_svg import MAX_CURVES, PALETTE, Draw, as_svg
@@ -79,18 +82,21 @@ def _campaign_view(result: CampaignResult) -> dict[str, Any]:
         "spec_hash": result.spec_hash,
         "num_trials": sum(len(task.trials) for task in result.tasks),
         "num_failed": sum(len(task.failed) for task in result.tasks),
+        "across": across_view(result.across or across_tasks(result.tasks)),
         "tasks": [_task_view(task, f"t{index}") for index, task in enumerate(result.tasks)],
     }
 
 
 def _task_view(task: TaskResult, salt: str) -> dict[str, Any]:
     shown, names = shown_trials(task), TrialNames.of([*task.trials, *task.failed])
+    front = front_of(task)
     return {
         "id": salt,
         "task": task,
         "outcome": outcome(task),
         "summary": _summary(task, names),
         "figures": _figures(task, salt),
+        "sure": front_view(task, front, salt),
         "methods": methods_view(task, f"{salt}-methods"),
         "curves": _curves(task, shown, salt),
         "legend": _legend(task, shown, names),
@@ -98,7 +104,7 @@ def _task_view(task: TaskResult, salt: str) -> dict[str, Any]:
         "checks": _checks(task),
         "speed": _speed(task, shown, names),
         "projections": _projections(task, shown, names),
-        "table": trial_table(task),
+        "table": trial_table(task, front),
         "failed": [(names.full(f), f) for f in task.failed],
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from orchestrator.front.settings import setting_of
 from orchestrator.naming import TrialNames
 from orchestrator.records import Densities, ModelRecord, TaskResult
 from orchestrator.report_plots import dense_line, quality_label
@@ -56,7 +56,7 @@ def compared_runs(task: TaskResult) -> dict[str, dict[float, Runs]]:
     for trial in task.trials:
         if "density" in trial.config and math.isfinite(trial.quality):
             settings = groups[trial.method_name, trial.target_density]
-            settings.setdefault(_setting(trial), []).append(trial)
+            settings.setdefault(setting_of(trial), []).append(trial)
 
     def preference(trials: list[ModelRecord]) -> tuple[int, tuple[float, float]]:
         return -len(trials), min(trial.preference for trial in trials)
@@ -67,12 +67,6 @@ def compared_runs(task: TaskResult) -> dict[str, dict[float, Runs]]:
         best = sorted(best, key=lambda trial: trial.seed)
         table[method][density] = Runs(method_name=method, density=density, trials=best)
     return dict(table)
-
-
-def _setting(trial: ModelRecord) -> str:
-    """What is common to a draw and its repeats, whichever version wrote their records."""
-    # ranks had no multiples when records did not name them
-    return json.dumps({"rank_multiple": 1} | trial.config, sort_keys=True)
 
 
 def methods_view(task: TaskResult, salt: str) -> dict[str, Any] | None:

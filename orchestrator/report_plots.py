@@ -13,8 +13,9 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from orchestrator.front.dominance import pareto_front
+from orchestrator.front.objectives import largest_batch, loss_values
 from orchestrator.naming import TrialNames
-from orchestrator.pareto import largest_batch, loss_values, pareto_front
 from orchestrator.records import ModelRecord, TaskResult
 from orchestrator.report_svg import (
     CHOSEN,

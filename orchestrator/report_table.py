@@ -6,10 +6,19 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.front.assess import front_of
 from orchestrator.naming import USUAL, TrialNames
 from orchestrator.records import Densities, FailedTrial, ModelRecord, TaskResult
 from orchestrator.report_trials import measured_batches, outcome, status_of
-from orchestrator.wording import count, metric_name, number, percent, ratio, short
+from orchestrator.wording import (
+    count,
+    metric_name,
+    number,
+    percent,
+    probability_in_words,
+    ratio,
+    short,
+)
 
 _STYLES = {"champion": "bold green", "candidate": "bold yellow", "dominated": "dim"}
 
@@ -17,10 +26,11 @@ _STYLES = {"champion": "bold green", "candidate": "bold yellow", "dominated": "d
 def terminal_table(task_result: TaskResult) -> Table:
     """Dense and every trial, best front members first.
 
-    A star marks the front; the chosen model is called champion if it was promoted, candidate if
-    not.
+    A star marks the front, and `P(front)` says how probable it is that a setting is on it; the
+    chosen model is called champion if it was promoted, candidate if not.
     """
     task, batches = task_result, measured_batches(task_result)
+    front = front_of(task)
     table = Table(title=escape(_title(task)), title_justify="left", caption=_caption(task))
     table.add_column("")
     names = TrialNames.of([*task.trials, *task.failed])
@@ -32,19 +42,23 @@ def terminal_table(task_result: TaskResult) -> Table:
         table.add_column(heading, justify="right")
     for batch in batches:
         table.add_column(f"speed @ {batch}", justify="right")
+    table.add_column("P(front)", justify="right")
     table.add_column("")
     dense = task.dense
     table.add_row(
         "", *("1" if heading == "density" else "" for heading in headings),
         number(dense.quality), "", count(dense.size.num_parameters), "100.0%",
-        *["1.00x"] * len(batches), "dense", end_section=True,
+        *["1.00x"] * len(batches), "", "dense", end_section=True,
     )  # fmt: skip
     for trial in sorted(task.trials, key=lambda trial: _order(trial, task)):
         status = status_of(trial, task)
-        table.add_row(*_cells(trial, task, batches, status, names), style=_STYLES.get(status, ""))
+        cells = _cells(trial, task, batches, status, names)
+        probability = front.probability_of(trial.key) if front else None
+        cells.insert(-1, probability_in_words(probability))
+        table.add_row(*cells, style=_STYLES.get(status, ""))
     for failed in task.failed:
         settings = _settings(failed, names)
-        blanks = [""] * (4 + len(batches))
+        blanks = [""] * (5 + len(batches))
         # as Text, because a reason with brackets is no markup
         table.add_row("", *settings, *blanks, Text(f"failed: {failed.reason}"), style="red")
     return table

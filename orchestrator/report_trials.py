@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from orchestrator.front.figures import NoisyFront
 from orchestrator.naming import TrialNames
 from orchestrator.records import Densities, FailedTrial, ModelRecord, TaskResult
 from orchestrator.wording import (
@@ -14,6 +15,7 @@ from orchestrator.wording import (
     milliseconds,
     number,
     percent,
+    probability_in_words,
     ratio,
     short,
 )
@@ -77,7 +79,7 @@ def measured_batches(task: TaskResult) -> list[int]:
     return sorted({row.batch for trial in task.trials for row in trial.speed})
 
 
-def trial_table(task: TaskResult) -> TrialTable:
+def trial_table(task: TaskResult, front: NoisyFront | None = None) -> TrialTable:
     """Every trial of a task: the chosen one, the front, the rest by density, then failures."""
     batches, names = measured_batches(task), TrialNames.of([*task.trials, *task.failed])
     place = {"champion": 0, "candidate": 0, "front": 1, "dominated": 2}
@@ -93,7 +95,7 @@ def trial_table(task: TaskResult) -> TrialTable:
             extra=names.differences(trial),
             status=status_of(trial, task),
             passes=trial.key in task.choice.passed,
-            cells=_cells(trial, task, batches),
+            cells=_cells(trial, task, batches, front),
             run_id=trial.mlflow_run_id or "",
         )
         for trial in finished
@@ -118,10 +120,13 @@ def _columns(task: TaskResult, batches: list[int]) -> list[tuple[str, str]]:
     for batch in batches:
         explanation = f"dense time / compressed time, and median latency, batch {batch}"
         columns.append((f"speed @ {batch}", explanation))
+    columns.append(("P(front)", "probability that the setting is on the front, given the noise"))
     return columns
 
 
-def _cells(trial: ModelRecord, task: TaskResult, batches: list[int]) -> list[Cell]:
+def _cells(
+    trial: ModelRecord, task: TaskResult, batches: list[int], front: NoisyFront | None
+) -> list[Cell]:
     kept = Densities.of(trial.size, task.dense.size)
     cells = [
         _cell(trial.config.get("density", math.nan), short),
@@ -135,7 +140,9 @@ def _cells(trial: ModelRecord, task: TaskResult, batches: list[int]) -> list[Cel
         latency = trial.latency_ms(batch)
         below = "" if math.isnan(latency) else milliseconds(latency)
         cells.append(replace(_cell(trial.speedup(batch), ratio), sub=below))
-    return cells
+    probability = front.probability_of(trial.key) if front else None
+    order = math.nan if probability is None else probability
+    return [*cells, Cell(probability_in_words(probability), order)]
 
 
 def _cell(value: float, write: Callable[[float], str]) -> Cell:

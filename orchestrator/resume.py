@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lowrank.errors import first_line
 from lowrank.pruner import Pruner
 from orchestrator.errors import CampaignError
 from orchestrator.records import CurvePoint
-from orchestrator.snapshot import Snapshot, SnapshotStore
+from orchestrator.snapshot import Snapshot, SnapshotError, SnapshotStore
 from orchestrator.stretch import Best, Recorder
 from orchestrator.tasks import TrainingTask
 from orchestrator.workers import Workers
@@ -81,7 +84,10 @@ class Keeper:
     @property
     def phase(self) -> str | None:
         """Of the state that was found; None without one."""
-        return None if self._found is None else str(self._found.facts["phase"])
+        if self._found is None:
+            return None
+        with self._fitting():
+            return str(self._found.facts["phase"])
 
     def roll_back(self, factor: float) -> None:
         """Begin again at the last state, or without one at the beginning, with lower rates."""
@@ -94,7 +100,8 @@ class Keeper:
         before anything holds on to the model's parameters."""
         self.pruner = pruner
         if self._found is not None:
-            pruner.load_state_dict(self._found.part("pruner."))
+            with self._fitting():
+                pruner.load_state_dict(self._found.part("pruner."))
 
     def restore(self, training: Training) -> int:
         """Put the found state into a stretch that is about to begin, if it is of this stretch.
@@ -103,8 +110,30 @@ class Keeper:
             Steps of the stretch that are done.
         """
         found = self._found
-        if found is None or found.facts["phase"] != training.phase:
+        if found is None or self.phase != training.phase:
             return 0
+        with self._fitting():
+            self._put_into(training, found)
+            step = int(found.facts["step"])
+        self._found = None
+        logger.info("goes on after step %d", training.first_step + step)
+        return step
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """What is wrong with a whole state is not of this training, and will be so again."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            assert self._store is not None
+            raise SnapshotError(
+                f"{self._store.folder}: its last state is not one of this training "
+                f"({first_line(error)}); without the folder the training begins anew"
+            ) from error
+
+    def _put_into(self, training: Training, found: Snapshot) -> None:
         training.model.load_state_dict(found.part("model."))
         _restore_optimizer(training, found.part("optimizer."))
         training.best.load(found.part("best."), found.facts["best"])
@@ -119,10 +148,6 @@ class Keeper:
                 found.facts["world"],
                 self.workers.world,
             )
-        self._found = None
-        step = int(found.facts["step"])
-        logger.info("goes on after step %d", training.first_step + step)
-        return step
 
     def offer(self, training: Training, step: int) -> None:
         """Save the training after a step of its stretch, if it is time."""
@@ -149,9 +174,10 @@ class Keeper:
     def _find(self) -> None:
         self._found = self._read()
         if self._found is not None:
-            self.facts = self._found.facts["job"]
-            # states of earlier versions have none
-            self.rate_factor = self._found.facts.get("rate_factor", 1.0)
+            with self._fitting():
+                self.facts = dict(self._found.facts["job"])
+                # states of earlier versions have none
+                self.rate_factor = float(self._found.facts.get("rate_factor", 1.0))
 
     def _read(self) -> Snapshot | None:
         """What rank 0 finds, on every worker: one that sees less of the storage must not begin
@@ -261,5 +287,12 @@ def _restore_optimizer(training: Training, tensors: dict[str, Tensor]) -> None:
     for name, value in tensors.items():
         number, _, key = name.partition(".")
         state.setdefault(int(number), {})[key] = value
+    parameters = training.parameters()
+    if len({frozenset(each) for each in state.values()}) > 1:
+        raise ValueError("the optimizer must keep the same of every parameter")
+    for place, each in state.items():
+        for key, value in each.items():
+            if value.numel() != 1 and value.shape != parameters[place].shape:
+                raise ValueError(f"optimizer.{place}.{key} is of another shape")
     groups = training.optimizer.state_dict()["param_groups"]
     training.optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,4 +1,5 @@
-"""Which trials a task gets: each method's draws, then repeats of what was best among them.
+"""Which trials a task gets: each method's draws, then repeats of what was best among them, and at
+the end further runs of what is on the front.
 
 Planning is a pure function of the spec and of what has finished. It is asked again after every
 round, so a campaign that was interrupted anywhere goes on with the plan that it would have had.
@@ -9,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, get_args
 
+from orchestrator.front.dominance import pareto_front
 from orchestrator.spec import AnyTask, CampaignSpec, MethodSpec, content_hash
 from orchestrator.spec_search import ComparedMethod, Distribution
 
@@ -53,8 +56,9 @@ def plan_trials(
 
     With nothing finished these are the draws of all methods. When all draws of a method at a
     density have ended, the best of them by validation gets its repeats; with `search.tune_at` its
-    values go to the other densities too, with repeats of their own. More finished trials only add
-    to the plan.
+    values go to the other densities too, with repeats of their own. When all of these have ended,
+    the settings on the front of quality and size get further runs up to `search.finalists`; who is
+    a finalist is not asked again of these runs. More finished trials only add to the plan.
 
     Args:
         spec: The campaign.
@@ -69,7 +73,8 @@ def plan_trials(
     sign, excess = -1.0 if higher_is_better else 1.0, excess or {}
     losses = {k: (excess.get(k, 0.0), sign * quality) for k, quality in (finished or {}).items()}
     plans: dict[str, TrialPlan] = {}
-    for method in _methods(spec, task, data_hash):
+    methods = {method.name: method for method in _methods(spec, task, data_hash)}
+    for method in methods.values():
         draws = method.draws()
         plans |= {plan.key: plan for plan in draws}
         for density in method.tuned:
@@ -77,17 +82,28 @@ def plan_trials(
             best = _best(drawn, losses, failed)
             if best is not None:
                 plans |= {plan.key: plan for plan in method.following(best)}
+    for finalist in (
+        _finalists(list(plans.values()), losses, failed) if spec.search.finalists else []
+    ):
+        for repeat in range(spec.search.finalists or 0):
+            again = methods[finalist.method_name].plan(finalist.searched, repeat)
+            plans.setdefault(again.key, again)
     return list(plans.values())
 
 
 def expected_plans(spec: CampaignSpec, task: AnyTask, data_hash: str = "") -> list[TrialPlan]:
-    """The trials of a task over all rounds, if none fails and every first draw is the best."""
+    """The trials of a task over all rounds, if none fails, every first draw is the best, and of
+    each density one setting is on the front."""
     finished: dict[str, float] = {}
     while True:
         plans = plan_trials(spec, task, data_hash, finished)
         if len(plans) == len(finished):
             return plans
-        finished = {plan.key: 0.0 for plan in plans}
+        places: dict[tuple[str, str], int] = {}
+        for plan in plans:
+            places.setdefault(_setting(plan), len(places))
+        # the larger the better; among equals in density the first setting, with all its runs
+        finished = {p.key: places[_setting(p)] - 1e6 * p.method.density for p in plans}
 
 
 def expected_trials(spec: CampaignSpec, task: AnyTask) -> int:
@@ -106,6 +122,40 @@ def _best(
         return None
     ended = [plan for plan in drawn if plan.key in losses and not math.isnan(losses[plan.key][1])]
     return min(ended, key=lambda plan: losses[plan.key], default=None)
+
+
+def _finalists(
+    planned: Sequence[TrialPlan],
+    losses: Mapping[str, tuple[float, float]],
+    failed: Collection[str],
+) -> list[TrialPlan]:
+    """One plan of each setting on the front of mean quality and size; none while a plan is to come.
+
+    The size is the density that was asked for and what it was exceeded by: latencies are measured
+    when all training is over.
+    """
+    if any(plan.key not in losses and plan.key not in failed for plan in planned):
+        return []
+    groups: dict[tuple[str, str], list[TrialPlan]] = {}
+    for plan in planned:
+        if plan.key in losses and not math.isnan(losses[plan.key][1]):
+            groups.setdefault(_setting(plan), []).append(plan)
+    points = [
+        (
+            fmean(losses[plan.key][1] for plan in runs),
+            runs[0].method.density + fmean(losses[plan.key][0] for plan in runs),
+        )
+        for runs in groups.values()
+    ]
+    if not points:
+        return []
+    on_front = pareto_front(points)
+    return [runs[0] for runs, on in zip(groups.values(), on_front, strict=True) if on]
+
+
+def _setting(plan: TrialPlan) -> tuple[str, str]:
+    """What is common to a draw and its repeats."""
+    return plan.method_name, content_hash(plan.method.deciding())
 
 
 # --------------------------------------------------------------------------- keys

@@ -6,8 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from orchestrator.front.assess import REFERENCE_DROP
+from orchestrator.front.dominance import Losses, epsilon_front, pareto_front
+from orchestrator.front.knee import knee_distances
+from orchestrator.front.noise import SeedNoise, pooled_noise
+from orchestrator.front.objectives import largest_batch, loss_values
+from orchestrator.front.settings import runs_of_settings
 from orchestrator.naming import TrialNames
-from orchestrator.pareto import knee_distances, largest_batch, loss_values, pareto_front
 from orchestrator.records import Choice, Densities, ModelRecord
 from orchestrator.rules import Rule, parse_rule
 from orchestrator.wording import (
@@ -34,10 +41,11 @@ _SUPERLATIVE = {
 def choose(records: Sequence[ModelRecord], dense: ModelRecord, select: SelectSpec) -> Choice:
     """Pick one model of a task's Pareto front.
 
-    Candidates are the members of the front that pass every rule. Among them `smallest` takes the
+    Candidates are the members of the front that pass every rule; with `select.epsilon` also what is
+    as good within it (`front.dominance.epsilon_front`). Among them `smallest` takes the
     fewest parameters of the whole model, `fastest` the lowest latency at the largest measured
     batch, `best` the best validation quality, and `knee` the greatest of
-    `pareto.knee_distances` over the candidates. Ties go to the better quality, then to the
+    `front.knee.knee_distances` over the candidates. Ties go to the better quality, then to the
     smaller key, so the order of `records` does not matter.
 
     Args:
@@ -50,16 +58,18 @@ def choose(records: Sequence[ModelRecord], dense: ModelRecord, select: SelectSpe
         missed, and by how much.
     """
     ranked = _best_quality_first(records, dense)
-    mask = pareto_front(loss_values(ranked, dense))
+    losses = loss_values(ranked, dense)
+    mask = pareto_front(losses)
     front = [record for record, on_front in zip(ranked, mask, strict=True) if on_front]
     rules = [parse_rule(text) for text in select.require]
     passed = [record for record in ranked if not _missed(record, dense, rules)]
     keys = {record.key for record in passed}
-    candidates = [record for record in front if record.key in keys]
-    order = _ordered(candidates, dense, select.then)
+    near = epsilon_front(losses, select.epsilon * _scale(losses, dense))
+    candidates = [r for r, is_near in zip(ranked, near, strict=True) if is_near and r.key in keys]
+    order = _ordered(candidates, dense, select)
     names = TrialNames.of(records)
     if order:
-        sentence = _why(order, dense, select, names)
+        sentence = _why(order, dense, select, names, _seed_noise(records))
     else:
         sentence = _why_none(front, candidates, passed, dense, rules, select, names)
     return Choice(
@@ -84,25 +94,61 @@ def _missed(record: ModelRecord, dense: ModelRecord, rules: Sequence[Rule]) -> l
     return [rule for rule in rules if not rule.check(rule.value_of(record, dense))]
 
 
-def _ordered(candidates: list[ModelRecord], dense: ModelRecord, then: str) -> list[ModelRecord]:
+def _scale(losses: Losses, dense: ModelRecord) -> Losses:
+    """What an epsilon is a part of: per objective the figure of dense."""
+    latency = float(np.nanmax(losses[:, 2])) if losses.shape[1] > 2 else math.nan
+    scale = np.array([abs(dense.quality), dense.size.num_parameters, latency])
+    return scale[: losses.shape[1]]
+
+
+def _ordered(
+    candidates: list[ModelRecord], dense: ModelRecord, select: SelectSpec
+) -> list[ModelRecord]:
     """Candidates by the objective; those without a figure for it fall out."""
-    losses = loss_values(candidates, dense)
+    losses, then = loss_values(candidates, dense), select.then
+    reach = 0.0
     if then == "knee":
         objective = -knee_distances(losses)
     elif then == "fastest" and losses.shape[1] < 3:
         return []
     else:
-        objective = losses[:, {"best": 0, "smallest": 1, "fastest": 2}[then]]
+        column = {"best": 0, "smallest": 1, "fastest": 2}[then]
+        objective = losses[:, column]
+        if len(candidates):
+            reach = select.epsilon * float(_scale(losses, dense)[column])
     # the sort is stable, and candidates come best quality first
     order = [int(i) for i in objective.argsort(kind="stable") if not math.isnan(objective[i])]
+    if order and reach:
+        equal = [i for i in order if objective[i] <= objective[order[0]] + reach]
+        equal.sort(key=lambda i: (losses[i, 1], i) if then == "best" else (0.0, i))
+        order = equal + [i for i in order if i not in equal]
     return [candidates[i] for i in order]
+
+
+def reference_drop(select: SelectSpec) -> float:
+    """The loss of quality from which on a model is of no use: what `select` says, or the limit
+    that its rules set, or `front.assess.REFERENCE_DROP`."""
+    if select.reference_drop is not None:
+        return select.reference_drop
+    rules = [parse_rule(text) for text in select.require]
+    limits = [r.value for r in rules if r.field == "quality_drop" and r.op in ("<", "<=")]
+    return min((limit for limit in limits if limit > 0), default=REFERENCE_DROP)
+
+
+def _seed_noise(records: Sequence[ModelRecord]) -> SeedNoise | None:
+    groups = ([run.quality for run in runs] for runs in runs_of_settings(records))
+    return pooled_noise([[q for q in values if math.isfinite(q)] for values in groups])
 
 
 # --------------------------------------------------------------------------- sentences
 
 
 def _why(
-    order: list[ModelRecord], dense: ModelRecord, select: SelectSpec, names: TrialNames
+    order: list[ModelRecord],
+    dense: ModelRecord,
+    select: SelectSpec,
+    names: TrialNames,
+    noise: SeedNoise | None,
 ) -> str:
     chosen, rules = order[0], " and ".join(select.require)
     among = plural(len(order), "front model") + (f" passing {rules}" if rules else "")
@@ -120,8 +166,36 @@ def _why(
     drop = against_dense(second.metric.drop(dense.quality, second.quality))
     return (
         f"{sentence} Runner-up: {_name(second, names)} with {number(second.quality)} ({drop}), "
-        f"{_size_and_speed(second, dense)}."
+        f"{_size_and_speed(second, dense)}; {_switch(chosen, second, dense, noise)}."
     )
+
+
+def _switch(
+    chosen: ModelRecord, second: ModelRecord, dense: ModelRecord, noise: SeedNoise | None
+) -> str:
+    """What it would cost, and win, to take the runner-up."""
+    change = second.metric.drop(dense.quality, second.quality) - chosen.metric.drop(
+        dense.quality, chosen.quality
+    )
+    parameters = second.size.num_parameters - chosen.size.num_parameters
+    share = parameters / dense.size.num_parameters
+    batch = largest_batch([chosen, second])
+    slower = chosen.speedup(batch) - second.speedup(batch)
+    figures = [
+        (change, f"{percent(abs(change)).replace('%', ' points')} of quality"),
+        (parameters, f"{count(abs(parameters))} parameters ({percent(abs(share))} of dense)"),
+        (slower, f"{ratio(abs(slower))} of speed"),
+    ]
+    costs = [words for worse, words in figures if worse > 0]
+    wins = [words for worse, words in figures if worse < 0]
+    text = f"to switch to it costs {' and '.join(costs) or 'nothing'}"
+    if wins:
+        text += f" and wins {' and '.join(wins)}"
+    if noise is not None and 0 < abs(second.quality - chosen.quality) <= noise.half_width(1) * (
+        math.sqrt(2)
+    ):
+        text += ", though seeds of one setting differ in quality by as much"
+    return text
 
 
 def _why_none(

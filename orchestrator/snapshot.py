@@ -6,6 +6,7 @@ complete, so a process that dies while it writes leaves the states before it as 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lowrank.export import sha256_of
+from lowrank.plain_json import read_json
 from orchestrator.errors import CampaignError
 from orchestrator.layout import storage_error
 
@@ -71,8 +73,13 @@ class SnapshotStore:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             save_file(snapshot.tensors, partial / TENSORS)
-            facts = {"sha256": sha256_of(partial / TENSORS), "facts": snapshot.facts}
-            (partial / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+            facts = json.loads(json.dumps(snapshot.facts))  # as they will be read
+            sealed = {
+                "sha256": sha256_of(partial / TENSORS),
+                "facts_sha256": _digest(facts),
+                "facts": facts,
+            }
+            (partial / FACTS).write_text(json.dumps(sealed), encoding="utf-8")
             for path in (partial / TENSORS, partial / FACTS):
                 _to_disk(path)
             # what was saved at this step before, by an attempt that died
@@ -114,16 +121,27 @@ class SnapshotStore:
         """
         folder = self.folder / f"{step:0{DIGITS}d}"
         try:
-            facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-            if sha256_of(folder / TENSORS) != facts["sha256"]:
+            # a value may be infinite: the best so far, before there is one
+            found = read_json(folder / FACTS, max_bytes=None, finite=False)
+            facts = found["facts"]
+            # states of earlier versions have no digest of their facts
+            if _digest(facts) != found.get("facts_sha256", _digest(facts)):
+                raise SnapshotError(f"{folder / FACTS} is not what was written")
+            if sha256_of(folder / TENSORS) != found["sha256"]:
                 raise SnapshotError(f"{folder / TENSORS} is not what was written")
-            return Snapshot(tensors=load_file(folder / TENSORS), facts=facts["facts"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            if not isinstance(facts, dict):
+                raise SnapshotError(f"{folder / FACTS}: facts must be a table, got {facts!r:.60}")
+            return Snapshot(tensors=load_file(folder / TENSORS), facts=facts)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise SnapshotError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
 
     def clear(self) -> None:
         """Forget all of them: the training is over."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _to_disk(path: Path) -> None:

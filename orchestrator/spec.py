@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -109,6 +110,9 @@ class Resources(Block):
     """0 trains on the CPU."""
     concurrent_trials: int = Field(1, ge=1)
     """As many as this, if the cluster has room for them."""
+    wait_minutes: float = Field(15, ge=0, le=1440)
+    """On a cluster: how long machines are waited for when not even one trial fits. 15: clouds bring
+    a GPU node within ten."""
     hang_minutes: float = Field(30, gt=0, le=1440)
     """A worker that is longer about one step, one validation or the start is taken to hang: its
     training goes on from the last state. 30: as long as torch waits for a collective operation."""
@@ -245,6 +249,13 @@ class SelectSpec(Block):
     require: list[str] = Field(default_factory=list)
     """Rules that the model must meet on validation."""
     then: Literal["smallest", "fastest", "best", "knee"] = "smallest"
+    """`knee`: where the front bends most, so that more of one objective costs much of another."""
+    epsilon: float = Field(0, ge=0, lt=1)
+    """Figures that differ by no more than this part of dense count as equal: then the better
+    quality decides, for `best` the smaller size."""
+    reference_drop: float | None = Field(None, gt=0, le=10)
+    """Relative loss of quality at the reference point of the hypervolume; by default the limit of
+    `quality_drop` in `require`, or 0.1."""
 
     @field_validator("require")
     @classmethod
@@ -255,8 +266,9 @@ class SelectSpec(Block):
 class PromoteSpec(Block):
     """Registry name and the rules that the downloaded artifact must pass to become champion."""
 
-    model: str = "{campaign}-{task}"
-    """Name in the registry; holds {task}, and may hold {campaign}."""
+    model: str = Field("{campaign}-{task}", max_length=128)
+    """Name in the registry; holds {task}, and may hold {campaign}. With both filled in it has at
+    most the 256 characters that MLflow's database has for it."""
     gates: list[str] = Field(default_factory=list)
     """Rules that the downloaded model must meet on test."""
 
@@ -269,16 +281,27 @@ class PromoteSpec(Block):
     @classmethod
     def _placeholders(cls, value: str) -> str:
         try:
-            value.format(campaign="c", task="t")
-        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"only {{campaign}} and {{task}} may stand in braces, got {value!r}"
-            ) from error
+            parts = list(Formatter().parse(value))
+        except ValueError as error:
+            raise ValueError(_only_placeholders(value)) from error
+        # not by filling them in: a width in braces can ask for any amount of memory
+        if any(p[1:] not in _PLACEHOLDERS for p in parts):
+            raise ValueError(_only_placeholders(value))
+        if not value.isprintable():
+            raise ValueError(f"a model's name is printable, got {value!r:.60}")
         if set(value) & set("/:'\""):
             raise ValueError(f"MLflow's model names hold no / : ' or \", got {value!r}")
-        if "{task}" not in value:
+        if "task" not in {field for _, field, _, _ in parts}:
             raise ValueError(f"{{task}} must be part of the name, got {value!r}")
         return value
+
+
+_PLACEHOLDERS = {(None, None, None), ("campaign", "", None), ("task", "", None)}
+"""Field, format and conversion of what may stand in braces, and of text without any."""
+
+
+def _only_placeholders(value: str) -> str:
+    return f"only {{campaign}} and {{task}} may stand in braces, got {value!r}"
 
 
 class TrackingSpec(Block):
@@ -298,7 +321,8 @@ class CampaignSpec(Block):
     """A whole campaign. The same spec gives the same trial keys, wherever it runs."""
 
     name: Name
-    """Names the folder, the MLflow experiment and the registered models."""
+    """Names the folder, the MLflow experiment and the registered models; not `cache`,
+    `mlflow-artifacts` or `mlflow.db`, which lie beside it."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Decides data order, initial weights, gate noise and the draws of the search."""
     storage: str = "runs"
@@ -315,6 +339,16 @@ class CampaignSpec(Block):
     """How speed is measured."""
     select: SelectSpec = SelectSpec()
     promote: PromoteSpec = PromoteSpec()
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value in ("cache", "mlflow-artifacts") or value.startswith("mlflow.db"):
+            raise ValueError(
+                "must not be cache, mlflow-artifacts or mlflow.db, which lie in the storage beside "
+                f"the campaign's folder, got {value!r}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> CampaignSpec:
@@ -367,13 +401,18 @@ class CampaignSpec(Block):
         for task in self.tasks:
             if task.name == name:
                 return task
-        raise ValueError(f"no task {name!r}; tasks: {', '.join(t.name for t in self.tasks)}")
+        raise ValueError(f"no task {name!r:.60}; tasks: {', '.join(t.name for t in self.tasks)}")
 
     def digest(self) -> str:
         """Hash of everything that decides results; where they are stored does not count."""
         values = self.model_dump(mode="json", exclude={"storage", "tracking"})
         if not self.measure.int8:  # came later: what is recorded of specs without it stays
             del values["measure"]["int8"]
+        if self.search.finalists is None:
+            del values["search"]["finalists"]
+        for name in ("epsilon", "reference_drop"):
+            if not values["select"][name]:
+                del values["select"][name]
         return content_hash(values)
 
 

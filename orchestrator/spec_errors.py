@@ -192,6 +192,8 @@ def _rule(finding: _Finding) -> str:
             ("at least", "min_length") if kind == "too_short" else ("at most", "max_length")
         )
         return f"must have {side} {context[count]} item{'s' if context[count] > 1 else ''}"
+    if kind == "string_too_long":
+        return f"must have at most {context['max_length']} characters"
     if kind == "literal_error":
         return f"must be one of {context['expected'].replace(chr(39), '').replace(' or ', ', ')}"
     if kind == "union_tag_invalid":

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from orchestrator.errors import redact_uri
 from orchestrator.spec import CampaignSpec
+from orchestrator.spec_elsewhere import left_to_the_cluster, problems_elsewhere
 from orchestrator.spec_errors import explain, spec_error
 from orchestrator.spec_overrides import apply_overrides
 from orchestrator.spec_paths import resolve_inputs, resolve_outputs
@@ -18,12 +19,16 @@ from orchestrator.spec_yaml import dump, read_document
 __all__ = ["dump_spec", "json_schema", "load_spec", "redact_uri"]
 
 
-def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> CampaignSpec:
+def load_spec(
+    path: str | Path, overrides: Sequence[str] = (), *, elsewhere: bool = False
+) -> CampaignSpec:
     """Read, override and check a spec file; every path in the result is absolute.
 
     Args:
         path: A YAML file.
         overrides: `PATH=VALUE`, applied in order (`spec_overrides`).
+        elsewhere: Other machines will run it: absolute paths need not exist here, what is written
+            goes to one, and passwords are refused (`spec_elsewhere`).
 
     Raises:
         SpecError: With every problem found, each with its line, its place and the broken rule.
@@ -31,10 +36,14 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> CampaignSpec:
     document = read_document(path)
     apply_overrides(document, overrides)
     problems = resolve_inputs(document)
+    if elsewhere:
+        problems = left_to_the_cluster(document, problems)
     try:
         spec = CampaignSpec.model_validate(document.data)
     except ValidationError as error:
         raise spec_error(problems + explain(error, document), document) from None
+    if elsewhere:
+        problems += problems_elsewhere(document, spec)
     if problems:
         raise spec_error(problems, document)
     return resolve_outputs(spec)

@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_errors import Problem
 from orchestrator.spec_yaml import Document, Place
+from orchestrator.wording import LONGEST_PATH, cut
 
 _SQLITE = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?:///)(?P<path>[^?]+)(?P<options>.*)")
 _BUILDERS = {"arrow", "csv", "json", "pandas", "parquet", "sql", "text", "webdataset", "xml"}
@@ -104,7 +105,8 @@ def _existing(name: str, folders: list[Path]) -> str | None:
 
 
 def _tried(name: str, folders: list[Path]) -> str:
-    return " and ".join(dict.fromkeys(str(_join(folder, name)) for folder in folders))
+    paths = dict.fromkeys(str(_join(folder, name)) for folder in folders)
+    return " and ".join(cut(path, LONGEST_PATH) for path in paths)
 
 
 def _join(folder: Path, name: str) -> Path:

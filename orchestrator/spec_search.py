@@ -149,6 +149,9 @@ class SearchSpec(Block):
     the campaign's, and share its dense reference."""
     repeats_at: list[Density] | None = Field(default=None, min_length=1)
     """Some of `density`: the others have one run each. By default all are repeated."""
+    finalists: _Repeats | None = None
+    """Runs of each setting that is on the front of quality and size when all other trials have
+    ended, itself and its repeats included; by default no further ones. Each run is timed."""
     methods: dict[Name, ComparedMethod] = Field(default_factory=dict)
     """Methods to compare, by name; by default one, `method` itself."""
     fields: dict[str, Choice] = Field(default_factory=dict)

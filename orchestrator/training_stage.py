@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict
 from functools import partial
@@ -13,11 +14,17 @@ from orchestrator.errors import TrialError
 from orchestrator.launch import Launch
 from orchestrator.progress import tune_callback
 from orchestrator.recording import record_model, trained
-from orchestrator.records import FailedTrial, ModelRecord
+from orchestrator.records import FailedTrial, ModelRecord, RecordError
 from orchestrator.search import TrialPlan, dense_key, expected_trials, plan_trials
 from orchestrator.spec import content_hash
 from orchestrator.tasks import make_task
 from orchestrator.trial import tune_trial
+
+logger = logging.getLogger(__name__)
+
+MAX_LOST_TRIALS = 8
+"""Restarts of a trial's own process, which does little and lives on the head node: each costs
+seconds and the steps since the last state. One that dies nine times is not unlucky."""
 
 
 class TrainingStage:
@@ -101,9 +108,13 @@ class TrainingStage:
     def _existing(self, key: str) -> ModelRecord | None:
         """A finished model with this key: both its record and its FINISHED run."""
         path = self.site.layout.record(key)
-        if path.exists() and self.site.tracking.finished(key):
+        if not path.exists() or not self.site.tracking.finished(key):
+            return None
+        try:
             return ModelRecord.load(path)
-        return None
+        except RecordError as error:
+            logger.warning("%s; the model is trained again", error)
+            return None
 
     def _taken_up(self, name: str, launch: Launch) -> ModelRecord | None:
         """Of a model that an earlier campaign trained, but whose run it could not end."""
@@ -172,6 +183,8 @@ class TrainingStage:
         """Tune runs one trial per launch; failures are kept with their reason."""
         from ray import tune
 
+        resources = self.site.spec.resources_of(state.task)
+        cluster.wait_to_fit(resources, state.task.name, self.site.progress.line)
         names = {launch.key: name for name, launch in launches.items()}
         tuner = tune.Tuner(
             tune.with_resources(partial(tune_trial, train=self.site.train), {cluster.DRIVER: 1}),
@@ -185,7 +198,7 @@ class TrainingStage:
             run_config=tune.RunConfig(
                 name=f"{state.task.name}-{int(time.time())}",
                 storage_path=str(self.site.layout.tune),
-                failure_config=tune.FailureConfig(max_failures=1),
+                failure_config=tune.FailureConfig(max_failures=MAX_LOST_TRIALS),
                 callbacks=[tune_callback(self.site.progress, names)],
                 verbose=0,
             ),

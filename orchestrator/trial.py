@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from orchestrator.errors import CampaignError, TrialError
 from orchestrator.launch import Launch
 from orchestrator.recording import record_model, trained
 from orchestrator.records import ModelRecord
+from orchestrator.snapshot import SnapshotStore
 from orchestrator.spec import Resources
 from orchestrator.tracking import RunWriter, TrackingAway
 from orchestrator.tracking.journal import CurveSink, Journal
@@ -21,9 +23,10 @@ from orchestrator.watchdog import Watchdog, hung
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILURES = 2
-"""Restarts after a lost worker or node, besides those after a notice. What is wrong with the job
-itself is not tried again by Ray; after a divergence the training goes back by itself."""
+MAX_IN_VAIN = 2
+"""Further attempts after machines were lost or failed, without a new state in between: what is
+wrong with the job itself ends soon, a training of days on machines that come and go does not. A
+notice of preemption does not count."""
 
 Train = Callable[[Launch, list[Any]], ModelRecord]
 """Trains what a launch asks for and leaves its files at home; gets callbacks of Ray Train. In a
@@ -107,55 +110,28 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord:
         TrialError: Training failed.
     """
     import ray.train
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.exceptions import RayActorError
 
-    from orchestrator.snapshot import SnapshotStore
-
-    resources = Resources.model_validate(launch.resources)
-    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        per_worker["GPU"] = resources.gpus_per_worker
     layout, key = launch.layout, launch.key
-    # training goes on from its own snapshots; of Ray's state, what a killed attempt left is of no
-    # use, and a file that Ray was writing when it died would stop the controller
-    shutil.rmtree(layout.train / key, ignore_errors=True)
+    states = SnapshotStore(layout.snapshots(key))
     shutil.rmtree(layout.hung(key), ignore_errors=True)
-    trainer = TorchTrainer(
-        worker,
-        train_loop_config={
-            "job": launch.job,
-            "tracking_uri": launch.tracking_uri,
-            "run_id": launch.run_id,
-            "metric": launch.metric,
-            "journal": str(layout.journal(key)),
-            "hung": str(layout.hung(key)),
-            "hang_minutes": resources.hang_minutes,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=per_worker,
-        ),
-        run_config=RunConfig(
-            name=key,
-            storage_path=str(layout.train),
-            # finite: Ray's default waits for ever for workers that cannot be placed
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=callbacks,
-        ),
-    )
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        stood = hung(layout.hung(key))
-        told = f"; no step for {resources.hang_minutes:g} minutes: {stood}" if stood else ""
-        raise TrialError(f"{_innermost(error)}{told}", key) from error
+    patience = _Patience(states)
+    while True:
+        # training goes on from its own snapshots; of Ray's state, what a killed attempt left is of
+        # no use, and a file that Ray was writing when it died would stop the controller
+        shutil.rmtree(layout.train / key, ignore_errors=True)
+        try:
+            result = _trainer(launch, callbacks).fit()
+        except (ray.train.TrainingFailedError, RayActorError) as error:
+            if not patience.lasts():
+                raise TrialError(_reason(launch, error), key) from error
+            logger.warning("goes on from its last state: %s", _innermost(error))
+        else:
+            break
     returned: Any = result.return_value or {}
     if returned.get("failure"):
         # asked for again it begins anew: from its last state it would fail in the same way
-        SnapshotStore(layout.snapshots(key)).clear()
+        states.clear()
         raise TrialError(returned["failure"], key)
     if result.checkpoint is None:
         raise TrialError("the training ended without a model", key)
@@ -166,8 +142,74 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord:
     shutil.rmtree(home, ignore_errors=True)
     partial.rename(home)
     shutil.rmtree(layout.train / key, ignore_errors=True)
-    SnapshotStore(layout.snapshots(key)).clear()
+    states.clear()
     return ModelRecord.load(layout.record(key))
+
+
+class _Patience:
+    """With machines that are lost: what counts is not how many, but how many in vain."""
+
+    def __init__(self, states: SnapshotStore) -> None:
+        self._states, self._in_vain = states, 0
+        self._last = self._step()
+
+    def lasts(self) -> bool:
+        """Whether there is to be another attempt after one that failed."""
+        before, self._last = self._last, self._step()
+        self._in_vain = self._in_vain + 1 if self._last <= before else 1
+        return self._in_vain <= MAX_IN_VAIN
+
+    def _step(self) -> int:
+        """Of the last state, 0 without one."""
+        return next(iter(self._states.steps()), 0)
+
+
+def _trainer(launch: Launch, callbacks: list[Any]) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    resources = Resources.model_validate(launch.resources)
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    layout, key = launch.layout, launch.key
+    return TorchTrainer(
+        worker,
+        train_loop_config={
+            "job": launch.job,
+            "tracking_uri": launch.tracking_uri,
+            "run_id": launch.run_id,
+            "metric": launch.metric,
+            "journal": str(layout.journal(key)),
+            "hung": str(layout.hung(key)),
+            "hang_minutes": resources.hang_minutes,
+        },
+        # workers that wait for each other before the training begins are nobody's step
+        torch_config=TorchConfig(timeout_s=math.ceil(60 * resources.hang_minutes)),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=per_worker,
+        ),
+        run_config=RunConfig(
+            name=key,
+            storage_path=str(layout.train),
+            # no restarts by Ray, which counts all that ever happened: see _Patience. The other
+            # limit is finite, for Ray's default waits for ever for workers that cannot be placed
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=callbacks,
+        ),
+    )
+
+
+def _reason(launch: Launch, error: BaseException) -> str:
+    """Why there is no other attempt, with where workers stood if one of them hung."""
+    stood = hung(launch.layout.hung(launch.key))
+    if not stood:
+        return _innermost(error)
+    minutes = launch.resources["hang_minutes"]
+    return f"{_innermost(error)}; no step for {minutes:g} minutes: {stood}"
 
 
 def _innermost(error: BaseException) -> str:

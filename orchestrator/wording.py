@@ -6,10 +6,13 @@ import getpass
 import math
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MISSING = "n/a"
+LONGEST, LONGEST_PATH, MOST = 60, 300, 20
+"""Characters of a foreign text and of a path, and names of a foreign list, that fit into a message
+which is read."""
 
 _PART = r"[^\s/'\"`,;:()\[\]{}<>|]+"
 _PATH = re.compile(rf"(?<![\w.:/~…-])(?:\w[\w+.]*:/)?~?/+(?:{_PART}/)*({_PART})")
@@ -40,6 +43,17 @@ def percent(fraction: float) -> str:
         return MISSING if math.isnan(fraction) else f"{fraction}%"
     value = 100 * fraction
     return f"{value:.2f}%" if 0 < abs(value) < 0.995 else f"{value:.1f}%"
+
+
+def probability_in_words(probability: float | None) -> str:
+    """Whole percents, as a thousand draws tell no more; certainty is not claimed of draws."""
+    if probability is None:
+        return ""
+    if 0 < probability < 0.005:
+        return "<1%"
+    if 0.995 < probability < 1:
+        return ">99%"
+    return f"{100 * probability:.0f}%"
 
 
 def count(value: float, unit: str = "") -> str:
@@ -106,6 +120,18 @@ def settings(config: Mapping[str, Any], fields: Iterable[str]) -> str:
     """`density 0.3, penalty_lr 0.1`: those of the fields that have a value."""
     known = [field for field in fields if config.get(field) is not None]
     return ", ".join(f"{field} {short(config[field])}" for field in known)
+
+
+def cut(text: str, longest: int = LONGEST) -> str:
+    """A foreign text, short enough for a message."""
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def listed(names: Sequence[str]) -> str:
+    """Foreign names in a message: the first ones, and nothing in them that a terminal obeys."""
+    shown = [cut(name) if name.isprintable() else repr(cut(name)) for name in names[:MOST]]
+    more = [f"and {len(names) - MOST} more"] if len(names) > MOST else []
+    return ", ".join(shown + more)
 
 
 def facts(values: Mapping[str, Any]) -> str:

@@ -37,15 +37,20 @@ class Scene:
 
     def process(self, title: str) -> psutil.Process:
         """A random one of those that have this title."""
-        found = wait_until(lambda: self.machines.processes(title), WAIT_S)
-        if not found:
-            raise NotNow(f"no {title} in {WAIT_S:g} s")
+        self.running()
+        found = wait_until(lambda: self.machines.processes(title) or self.over(), WAIT_S)
+        if not isinstance(found, list):
+            raise NotNow(f"no {title} in {WAIT_S:g} s, or until the driver ended")
         return self.draws.choice(sorted(found, key=lambda process: process.pid))
+
+    def over(self) -> bool:
+        """Whether no driver runs."""
+        driver = self.machines.driver
+        return driver is None or driver.poll() is not None
 
     def running(self) -> None:
         """Asks for a driver that runs."""
-        driver = self.machines.driver
-        if driver is None or driver.poll() is not None:
+        if self.over():
             raise NotNow("no driver runs")
 
 

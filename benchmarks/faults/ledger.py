@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.front.dominance import pareto_front
 from orchestrator.layout import Layout
-from orchestrator.pareto import pareto_front
 from orchestrator.records import CampaignResult, ModelRecord, TaskResult
 from orchestrator.tracking.writer import mlflow_client
 

@@ -44,7 +44,7 @@ def measure(options: Any, work: Work) -> dict[str, Any]:
     from lowrank import auto  # noqa: F401 (the registration)
 
     device = torch.device(options.device)
-    config = transformers.AutoConfig.from_pretrained(options.folder)
+    config = transformers.AutoConfig.from_pretrained(options.folder, trust_remote_code=False)
     for name in config.architectures or []:
         getattr(transformers, name, None)  # its module is imported before the clock starts
     if device.type == "cuda":
@@ -53,7 +53,8 @@ def measure(options: Any, work: Work) -> dict[str, Any]:
     before, start = peak_bytes(), time.perf_counter()
     auto_class = getattr(transformers, options.auto_class)
     dtype = getattr(torch, options.dtype)
-    model = auto_class.from_pretrained(options.folder, dtype=dtype).to(device).eval()
+    model = auto_class.from_pretrained(options.folder, dtype=dtype, trust_remote_code=False)
+    model = model.to(device).eval()
     if device.type == "cuda":
         torch.cuda.synchronize()
     load_s, loaded = time.perf_counter() - start, peak_bytes()

@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.data.text_files import Row
 from orchestrator.errors import DataError
 from orchestrator.spec import HubDataset
+from orchestrator.wording import listed
 
 UNREACHABLE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "MaxRetryError"}
 """Exceptions of huggingface_hub, httpx and urllib3 that are no built-in `ConnectionError`."""
@@ -29,7 +30,7 @@ def read_documents(data: HubDataset, split: str) -> list[str]:
     column = _column(data, table, data.text[0])
     for number, value in enumerate(column):
         if not isinstance(value, str):
-            raise DataError(f"{_where(data, split)}, row {number}: no text, but {value!r}")
+            raise DataError(f"{_where(data, split)}, row {number}: no text, but {value!r:.100}")
     if not any(value.strip() for value in column):
         raise DataError(f"{_where(data, split)} has no text")
     return [value if value.endswith("\n") else value + "\n" for value in column]
@@ -53,7 +54,7 @@ def read_rows(data: HubDataset, split: str) -> tuple[list[Row], list[str] | None
     for number, label in enumerate(labels):
         values = tuple(column[number] for column in texts)
         if not all(isinstance(value, str) for value in values):
-            raise DataError(f"{_where(data, split)}, row {number}: no text, but {values!r}")
+            raise DataError(f"{_where(data, split)}, row {number}: no text, but {values!r:.100}")
         rows.append(Row(values, _label(data, split, number, label, names), f"row {number}"))
     if not rows:
         raise DataError(f"{_where(data, split)} has no rows")
@@ -63,7 +64,7 @@ def read_rows(data: HubDataset, split: str) -> tuple[list[Row], list[str] | None
 def _label(data: HubDataset, split: str, number: int, value: Any, names: list[str] | None) -> str:
     # -1 is how the hub marks rows whose label is kept secret
     if value is None or value == "" or (names and value == -1):
-        raise DataError(f"{_where(data, split)}, row {number}: no label, but {value!r}")
+        raise DataError(f"{_where(data, split)}, row {number}: no label, but {value!r:.100}")
     return names[value] if names else str(value)
 
 
@@ -71,7 +72,7 @@ def _column(data: HubDataset, table: Any, name: str) -> list[Any]:
     if name not in table.column_names:
         raise DataError(
             f"data set {data.path!r}: column {name!r} is missing; "
-            f"columns present: {', '.join(table.column_names)}"
+            f"columns present: {listed(table.column_names)}"
         )
     return list(table[name])
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from orchestrator.data.text_files import Row
 from orchestrator.errors import DataError
+from orchestrator.wording import cut, listed
 
 
 def label_names_of(train: Sequence[Row], declared: list[str] | None, origin: str) -> list[str]:
@@ -26,7 +27,9 @@ def label_names_of(train: Sequence[Row], declared: list[str] | None, origin: str
     """
     seen = {row.label for row in train}
     if len(seen) < 2:
-        raise DataError(f"{origin}: labels must have at least 2 classes, got only {min(seen)!r}")
+        raise DataError(
+            f"{origin}: labels must have at least 2 classes, got only {cut(min(seen))!r}"
+        )
     if declared is not None:
         return declared
     if all(_is(int, label) for label in seen):
@@ -34,7 +37,7 @@ def label_names_of(train: Sequence[Row], declared: list[str] | None, origin: str
     if all(_is(float, label) for label in seen):
         example = min(label for label in seen if not _is(int, label))
         raise DataError(
-            f"{origin}: labels must be classes, but they are numbers like {example}; "
+            f"{origin}: labels must be classes, but they are numbers like {cut(example)}; "
             "`kind: regression` learns such scores"
         )
     return sorted(seen)
@@ -50,8 +53,8 @@ def check_known_labels(rows: Sequence[Row], train: Sequence[Row], what: str) -> 
     for row in rows:
         if row.label not in known:
             raise DataError(
-                f"{what}, {row.where}: every label must occur in train, {row.label!r} does not; "
-                f"labels of train: {', '.join(sorted(known))}"
+                f"{what}, {row.where}: every label must occur in train, {cut(row.label)!r} "
+                f"does not; labels of train: {listed(sorted(known))}"
             )
 
 
@@ -66,7 +69,7 @@ def scores_of(rows: Sequence[Row], what: str) -> list[float]:
         score = float(row.label) if _is(float, row.label) else math.nan
         if not math.isfinite(score):
             raise DataError(
-                f"{what}, {row.where}: the label must be a finite number, got {row.label!r}"
+                f"{what}, {row.where}: the label must be a finite number, got {cut(row.label)!r}"
             )
         scores.append(score)
     return scores

@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestrator.data.labelled import LabelledPreparation
 from orchestrator.data.language import LanguagePreparation, check_windows
 from orchestrator.data.prepared import INVENTORY, PreparedData, describe, write_inventory
-from orchestrator.errors import StorageError
+from orchestrator.errors import DataError, StorageError
 from orchestrator.spec import AnyTask, LanguageModelling
 
 logger = logging.getLogger(__name__)
@@ -40,9 +40,16 @@ def prepare_data(task: AnyTask, cache: Path, pretrained: str | None) -> Prepared
     preparation = _preparation(task, pretrained)
     key = preparation.key()
     folder = cache / key
-    if not (folder / INVENTORY).exists():
+    found = (folder / INVENTORY).exists()
+    if not found:
         _write(preparation, folder, key)
-    prepared = PreparedData.open(folder)
+    # what was found here is read once, as the raw data are, before it is trusted
+    prepared = PreparedData.open(folder, verify=found)
+    if prepared.content_hash != key:
+        raise DataError(
+            f"{folder} holds other data: its content hash must be its name, got "
+            f"{prepared.content_hash!r:.60}; delete the folder to have the data prepared again"
+        )
     if isinstance(task, LanguageModelling):
         check_windows(prepared.info, task.context)
     logger.info("%s: %s", task.name, describe(prepared))

@@ -11,13 +11,16 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from lowrank.errors import first_line
+from lowrank.plain_json import read_json
 from orchestrator.data.splits import SPLITS
 from orchestrator.errors import DataError
+from orchestrator.wording import cut
 
 INVENTORY = "data.json"
 
@@ -25,6 +28,8 @@ FORMAT = 1
 """Counts up when the same input would be prepared differently; part of every content hash."""
 
 TOKENIZER = "tokenizer"
+
+MAGIC = b"\x93NUMPY"
 
 COUNTED_AT_ONCE = 2**22
 """Tokens of a mapped file that are in memory at a time, as int64: 32 MiB."""
@@ -84,7 +89,10 @@ class PreparedData:
         """
         inventory = _read_inventory(folder / INVENTORY)
         for name, expected in inventory["files"].items():
-            _check_file(folder / name, expected, verify)
+            _check_file(folder, name, expected, verify)
+        for path in [*folder.glob("*.npy"), *(folder / TOKENIZER).glob("*")]:
+            if path.relative_to(folder).as_posix() not in inventory["files"]:
+                raise _damaged(path, f"{INVENTORY} does not name it")
         return cls(folder=folder, content_hash=inventory["content_hash"], info=inventory["info"])
 
     @property
@@ -133,7 +141,15 @@ class PreparedData:
                 f"no {part} of split {split!r} in {self.folder}, which holds "
                 f"{self.info['kind']} data of {', '.join(SPLITS)}"
             )
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        try:
+            with path.open("rb") as file:
+                if file.read(len(MAGIC)) != MAGIC:  # NumPy would advise to unpickle it
+                    raise _damaged(path, "it is no NumPy array")
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except DataError:
+            raise
+        except Exception as error:  # NumPy reads the header as Python's parts read Python
+            raise _damaged(path, first_line(error)) from error
 
 
 def describe(prepared: PreparedData) -> str:
@@ -169,14 +185,21 @@ def write_inventory(folder: Path, content_hash: str, info: Mapping[str, Any]) ->
         }
         for path in paths
     }
-    inventory = {"format": FORMAT, "content_hash": content_hash, "info": info, "files": files}
+    info = json.loads(json.dumps(info))  # as it will be read
+    inventory = {
+        "format": FORMAT,
+        "content_hash": content_hash,
+        "info_sha256": _digest(info),
+        "info": info,
+        "files": files,
+    }
     text = json.dumps(inventory, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / INVENTORY).write_text(text + "\n", encoding="utf-8")
 
 
 def _read_inventory(path: Path) -> dict[str, Any]:
     try:
-        inventory = json.loads(path.read_text(encoding="utf-8"))
+        inventory = read_json(path)
     except FileNotFoundError as error:
         raise DataError(f"no prepared data in {path.parent}: {path.name} is missing") from error
     except (OSError, ValueError) as error:
@@ -184,11 +207,46 @@ def _read_inventory(path: Path) -> dict[str, Any]:
     if not isinstance(inventory, dict) or not {"content_hash", "info", "files"} <= set(inventory):
         raise _damaged(path, "it must be an object with content_hash, info and files")
     if inventory.get("format") != FORMAT:
-        raise _damaged(path, f"format must be {FORMAT}, got {inventory.get('format')}")
+        raise _damaged(path, f"format must be {FORMAT}, got {inventory.get('format')!r:.60}")
+    for key, wanted in (("content_hash", str), ("info", dict), ("files", dict)):
+        if not isinstance(inventory[key], wanted):
+            raise _damaged(path, f"{key} must be of type {wanted.__name__}")
+    # those of earlier versions have no digest of their info
+    digest = _digest(inventory["info"])
+    if inventory.get("info_sha256", digest) != digest:
+        raise _damaged(path, "its info is not what was written")
+    _check_info(path, inventory["info"])
     return inventory
 
 
-def _check_file(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
+def _digest(info: Any) -> str:
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
+
+
+def _check_info(path: Path, info: Mapping[str, Any]) -> None:
+    """Raise DataError unless everything is there that its readers take for granted."""
+    absent = {"kind", "vocab_size", "pad_token_id", "label_names", "splits"} - info.keys()
+    if absent:
+        raise _damaged(path, f"info must have {', '.join(sorted(absent))}")
+    size, splits = info["vocab_size"], info["splits"]
+    if type(size) is not int or size < 1:
+        raise _damaged(path, f"vocab_size >= 1 must hold, got {size!r:.60}")
+    if not isinstance(info["label_names"], list):
+        raise _damaged(path, f"label_names must be a list, got {info['label_names']!r:.60}")
+    if not isinstance(splits, dict) or not all(isinstance(splits.get(s), dict) for s in SPLITS):
+        raise _damaged(path, f"splits must describe {', '.join(SPLITS)}")
+
+
+def _check_file(folder: Path, name: str, expected: Any, verify: bool) -> None:
+    path = folder / name
+    place = PurePosixPath(name)
+    if place.is_absolute() or ".." in place.parts or "\0" in name:
+        raise _damaged(folder / INVENTORY, f"files must lie in its folder, got {cut(name)!r}")
+    match expected:
+        case {"size": int(), "sha256": str()}:
+            pass
+        case _:
+            raise _damaged(folder / INVENTORY, f"{cut(name)} must have a size and a sha256")
     if not path.is_file():
         raise _damaged(path, "it is missing")
     size = path.stat().st_size

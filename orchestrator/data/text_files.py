@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.errors import DataError
+from orchestrator.wording import LONGEST_PATH, cut, listed
 
 MIN_PARAGRAPHS = 10
 """From this many blank-line separated paragraphs on, a tenth of them is a paragraph; a text with
@@ -29,11 +32,16 @@ def read_text(path: str) -> str:
         DataError: When the file is missing, empty, binary or not UTF-8.
     """
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode) or stat.S_ISCHR(os.stat(path).st_mode):
+            raise DataError(f"{path} must be a file, got a pipe or a device")  # read without end
         content = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"no such file: {path}") from error
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        shown = cut(path, LONGEST_PATH)
+        raise DataError(f"cannot read {shown}: {error.strerror or error}") from error
+    except ValueError as error:  # of a NUL byte
+        raise DataError(f"cannot read {path!r:.300}: {error}") from error
     if b"\0" in content:
         raise DataError(
             f"{path} must be text, but there is a NUL byte at offset {content.index(0)}"
@@ -107,4 +115,4 @@ def _position(header: list[str], name: str, path: str) -> int:
     if header.count(name) == 1:
         return header.index(name)
     problem = "occurs more than once" if name in header else "is missing"
-    raise DataError(f"{path}: column {name!r} {problem}; columns present: {', '.join(header)}")
+    raise DataError(f"{path}: column {name!r} {problem}; columns present: {listed(header)}")

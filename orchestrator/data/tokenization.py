@@ -140,13 +140,13 @@ def pretrained_tokenizer(name: str, length: int, needs_padding: bool) -> PreTrai
         needs_padding: Whether a tokenizer with neither a padding nor an end token is an error.
 
     Raises:
-        DataError: When it cannot be loaded, is not one of the `tokenizers` library, or allows fewer
-            tokens than `length`.
+        DataError: When it cannot be loaded, is empty or not one of the `tokenizers` library, or
+            allows fewer tokens than `length`.
     """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError and what the hub raises
         raise DataError(
             f"cannot load the tokenizer of {name!r} (a folder with tokenizer files, or a hub name "
@@ -154,6 +154,9 @@ def pretrained_tokenizer(name: str, length: int, needs_padding: bool) -> PreTrai
         ) from error
     if not tokenizer.is_fast:
         raise DataError(f"{name!r} must have a fast tokenizer, got {type(tokenizer).__name__}")
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # transformers makes an empty one where the files are missing: every word is unknown to it
+        raise DataError(f"the tokenizer of {name!r} must have tokens besides its special ones")
     if length > tokenizer.model_max_length:
         raise DataError(
             f"`max_length` or `context` must be at most {tokenizer.model_max_length} for {name!r}, "
@@ -189,8 +192,8 @@ def save(tokenizer: PreTrainedTokenizerFast, folder: Path, sample: str) -> None:
     from transformers import AutoTokenizer
 
     tokenizer.save_pretrained(folder)
-    saved = AutoTokenizer.from_pretrained(folder).backend_tokenizer.encode(sample).ids
-    if saved != tokenizer.backend_tokenizer.encode(sample).ids:
+    saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if saved.backend_tokenizer.encode(sample).ids != tokenizer.backend_tokenizer.encode(sample).ids:
         raise DataError(
             f"{type(tokenizer).__name__} cannot be saved: read back, it gives other ids"
         )

@@ -92,7 +92,7 @@ class Journal:
             try:
                 values = json.loads(line)
                 found.append(Stamped(int(values["at_ms"]), CurvePoint(**values["point"])))
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 logger.warning("%s: a line that is no point is left out", self.path)
         return found
 

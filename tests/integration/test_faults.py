@@ -19,8 +19,14 @@ ON_TWO_WORKERS = """
 import json, sys
 from orchestrator.cluster import ray_session
 with ray_session():
+    import os, ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+
+    # or what frees a killed controller's machines would not find this Ray among several
+    address = ray.get(ray.remote(lambda: os.environ["RAY_ADDRESS"]).remote())
+    assert address == ray.get_runtime_context().gcs_address
+    assert "RAY_ADDRESS" not in os.environ
 
     def work(config):
         import os, signal, time

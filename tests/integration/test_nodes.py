@@ -1,4 +1,4 @@
-"""A node of a cluster is taken away with notice, and the training moves to another one."""
+"""Nodes come late, one is taken away with notice, and the training moves to another one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ import json, os, subprocess, sys, threading, time
 from pathlib import Path
 
 os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
-from orchestrator.cluster import set_environment
+from orchestrator.cluster import set_environment, wait_to_fit
+from orchestrator.errors import CampaignError
+from orchestrator.spec import Resources
 set_environment()
 import ray
 from ray.cluster_utils import Cluster
@@ -57,9 +59,28 @@ def work(config):
     Steps.take = logged
     run_job(Job(**config["job"]), RayWorkers())
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-both = [cluster.add_node(num_cpus=1) for _ in range(2)]
+head = {"num_cpus": 0, "resources": {"driver": 4}}
+cluster = Cluster(initialize_head=True, head_node_args=head)
 ray.init(address=cluster.address, log_to_driver=False)
+
+# nothing fits at first, and what comes later is waited for
+os.environ["RAY_ADDRESS"] = cluster.address
+said = []
+waiting = threading.Thread(target=wait_to_fit, args=(Resources(), "small", said.append))
+waiting.start()
+while not said:
+    time.sleep(0.1)
+# not from the thread: Ray's processes die with the thread that started them
+both = [cluster.add_node(num_cpus=1) for _ in range(2)]
+waiting.join(60)
+assert not waiting.is_alive()
+assert "needs 1 CPU, the cluster has 0" in said[0] and "15 minutes" in said[0], said
+try:
+    wait_to_fit(Resources(workers=9, wait_minutes=0), "small", said.append)
+except CampaignError as error:
+    assert "needs 9 CPU, the cluster has 2" in str(error), error
+else:
+    raise AssertionError("nine workers fit nowhere")
 
 def take_away():
     log, states = Path(config["log"]), Path(config["job"]["snapshots"])

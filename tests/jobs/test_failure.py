@@ -29,6 +29,8 @@ def raising(error: BaseException) -> Any:
         (ExportError("damaged"), 1, "damaged"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(errno.ENOSPC, "full", "/there"), 1, "no space left on the device: /there"),
+        (OSError(errno.ENAMETOOLONG, "long", "x" * 5000), 1, "the name is too long: xxx"),
+        (PermissionError(errno.EACCES, "no", "/there"), 1, "no permission: /there"),
     ],
 )
 def test_what_went_wrong_in_a_sentence(

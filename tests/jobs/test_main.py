@@ -11,9 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.__main__ import app
+from jobs.job_app import job
 
-COMMANDS = ["validate", "run", "status", "report", "results", "promote", "rollback", "compress"]
-COMMANDS += ["bench", "export", "ui"]
+COMMANDS = ["validate", "run", "status", "submit", "report", "results", "promote", "rollback"]
+COMMANDS += ["compress", "bench", "export", "ui"]
+JOB_COMMANDS = ["status", "logs", "stop"]
 WITHOUT_SPEC = ["bench", "export"]
 HEAVY = {"torch", "ray", "mlflow", "transformers", "pydantic", "numpy", "orchestrator", "lowrank"}
 
@@ -61,6 +63,22 @@ def test_every_command_explains_itself(command: str):
 
 def test_these_are_all_commands():
     assert [command.callback.__name__ for command in app.registered_commands] == COMMANDS
+
+
+def test_job_explains_itself_and_its_commands():
+    assert [command.callback.__name__ for command in job.registered_commands] == JOB_COMMANDS
+    whole = CliRunner().invoke(app, ["job", "--help"])
+    for command in JOB_COMMANDS:
+        assert f" {command} " in whole.output
+        result = CliRunner().invoke(app, ["job", command, "--help"])
+        assert result.exit_code == 0
+        assert all(option in result.output for option in ("SPEC", "--set", "--address"))
+
+
+def test_help_of_a_command_for_a_cluster_imports_nothing_heavy():
+    result = run("submit", "--help")
+    assert result.returncode == 0
+    assert (HEAVY - {"pydantic"}).isdisjoint(result.stderr.split())
 
 
 def test_versions_are_shown_without_importing_what_they_are_of():

@@ -119,8 +119,11 @@ def saved(tmp_path):
     [
         (lambda m: m["layers"].pop(QUERY), r"layer\.0\.attention: .* must be narrower together"),
         (lambda m: m["layers"][QUERY].update(num_out=5), r"agree in width, in units of 4, got \[5"),
-        (lambda m: m["layers"][QUERY].update(num_out=0), "query': num_out >= 1 must hold"),
-        (lambda m: m["layers"][QUERY].update(in_features=9), r"\(9, 16\) features in the export"),
+        (
+            lambda m: m["layers"][QUERY].update(num_out=0),
+            "query': 1 <= num_out <= 16 must hold",
+        ),
+        (lambda m: m["layers"][QUERY].update(in_features=17), r"\(17, 16\) features in the export"),
         (lambda m: m.update(schema_version=4), "schema version 3 is read here, got 4"),
     ],
 )

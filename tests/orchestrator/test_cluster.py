@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster import (
+    CAPACITY_ENV,
     DRIVER,
     ENVIRONMENT,
+    _for_workers,
+    capacity,
     check_fits,
     concurrent_trials,
     set_environment,
@@ -64,6 +67,29 @@ def test_trials_side_by_side(resources: dict[str, Any], expected: int):
     assert concurrent_trials(Resources(**resources), NODE) == expected
 
 
+def test_a_cluster_may_be_told_to_grow(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(CAPACITY_ENV, raising=False)
+    assert capacity(NODE) == NODE
+    monkeypatch.setenv(CAPACITY_ENV, '{"CPU": 4, "GPU": 6.5}')
+    grown = capacity(NODE)
+    # what is there already counts, however little was told
+    assert grown == NODE | {"CPU": 8.0, "GPU": 6.5}
+    check_fits(Resources(workers=6, gpus_per_worker=1), grown, "lm")
+    assert concurrent_trials(Resources(concurrent_trials=9, gpus_per_worker=1), grown) == 6
+    with pytest.raises(CampaignError, match=r"needs 8 GPU, the cluster has 6\.5"):
+        check_fits(Resources(workers=8, gpus_per_worker=1), grown, "lm")
+
+
+@pytest.mark.parametrize(
+    "text", ["8", "[]", "{CPU: 8}", '{"CPU": "8"}', '{"CPU": -1}', '{"CPU": NaN}']
+)
+def test_how_far_must_be_said_in_numbers(text: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(CAPACITY_ENV, text)
+    with pytest.raises(CampaignError, match="LOWRANK_CLUSTER_CAPACITY must be like") as caught:
+        capacity(NODE)
+    assert text in str(caught.value)
+
+
 def test_what_the_person_set_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
@@ -71,3 +97,14 @@ def test_what_the_person_set_stays(monkeypatch: pytest.MonkeyPatch):
     assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert set(ENVIRONMENT) <= set(os.environ)
+
+
+def test_workers_have_the_address_and_what_the_person_set(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    variables = _for_workers("10.0.0.1:6379")
+    assert variables["RAY_ADDRESS"] == "10.0.0.1:6379"
+    assert variables["TOKENIZERS_PARALLELISM"] == "true"
+    assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
+    for elsewhere in ("auto", "ray://head:10001"):
+        assert "RAY_ADDRESS" not in _for_workers(elsewhere)

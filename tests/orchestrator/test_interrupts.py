@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from orchestrator.interrupts import interruptible, one_piece
+from orchestrator import interrupts
+from orchestrator.interrupts import heard, interruptible, one_piece
 from orchestrator.tracking import Tracking
 
 
@@ -85,6 +87,47 @@ class TestSignal:
         assert signal.getsignal(asked) is before
 
 
+class Deaf:
+    """Python swallows what is raised while it is deleted."""
+
+    def __del__(self) -> None:
+        ask(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_was_swallowed_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "AGAIN_S", 0.1)
+
+    def work() -> None:
+        with heard():
+            listener = Deaf()
+            del listener
+            time.sleep(30)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert time.monotonic() - began < 20
+    time.sleep(0.3)  # and no more, once it was heard
+
+
+def test_what_cleans_up_after_a_signal_is_not_torn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "AGAIN_S", 0.05)
+    done = []
+
+    def work() -> None:
+        try:
+            with heard():
+                ask(signal.SIGTERM)
+        finally:
+            time.sleep(0.3)
+            done.append("cleaned up")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["cleaned up"]
+
+
 def test_a_request_of_another_thread_does_not_hold_up_the_main_one() -> None:
     begun, over = threading.Event(), threading.Event()
 
@@ -110,11 +153,12 @@ def test_runs_can_be_ended_whenever_the_signal_came(tmp_path: Path, store: str) 
     for index in range(20):
         tracking = Tracking(store, "stopped", tmp_path)
         try:
-            signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.001, 0.08))
-            task = tracking.task_run("stopped", f"task-{index}", "", {})
-            for model in range(30):
-                tracking.model_run(f"{index}-{model}", task, "name", {"density": 0.5}, {})
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            with heard():
+                signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.001, 0.08))
+                task = tracking.task_run("stopped", f"task-{index}", "", {})
+                for model in range(30):
+                    tracking.model_run(f"{index}-{model}", task, "name", {"density": 0.5}, {})
+                signal.setitimer(signal.ITIMER_REAL, 0)
         except KeyboardInterrupt:
             interrupted += 1
         tracking.sweep("KILLED", "interrupted")

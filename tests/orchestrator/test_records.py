@@ -13,6 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.front.figures import (
+    AcrossTasks,
+    Interval,
+    NoisyFront,
+    SettingFigures,
+    VolumePoint,
+)
 from orchestrator.records import (
     CampaignResult,
     Choice,
@@ -99,9 +106,50 @@ RECORDS = st.builds(
     mlflow_run_id=st.none() | TEXT,
     model_uri=st.none() | TEXT,
     method_name=TEXT,
+    finished=OPTIONAL,
+).map(
+    lambda record: replace(record, validation=record.validation | {record.metric.name: 0.5}),
+)
+INTERVALS = st.builds(Interval, value=NUMBER, low=OPTIONAL, high=OPTIONAL)
+FRONTS = st.builds(
+    NoisyFront,
+    objectives=st.lists(TEXT, max_size=3),
+    batch=st.none() | COUNT,
+    level=NUMBER,
+    draws=COUNT,
+    seed=COUNT,
+    seed_noise=OPTIONAL,
+    degrees_of_freedom=COUNT,
+    settings=st.lists(
+        st.builds(
+            SettingFigures,
+            keys=st.lists(TEXT, max_size=2),
+            quality=INTERVALS,
+            test=st.none() | INTERVALS,
+            parameters=INTERVALS,
+            speedup=st.none() | INTERVALS,
+            probability=NUMBER,
+        ),
+        max_size=2,
+    ),
+    reference=FIGURES,
+    volumes=st.lists(
+        st.builds(VolumePoint, train_seconds=NUMBER, num_settings=COUNT, volume=INTERVALS),
+        max_size=2,
+    ),
+)
+ACROSS = st.builds(
+    AcrossTasks,
+    name=TEXT,
+    density=NUMBER,
+    drops=FIGURES,
+    worst_regret=NUMBER,
+    worst_task=TEXT,
+    average_rank=NUMBER,
 )
 RESULTS = st.builds(
     CampaignResult,
+    across=st.lists(ACROSS, max_size=2),
     name=TEXT,
     spec_hash=TEXT,
     started=TEXT,
@@ -144,6 +192,7 @@ RESULTS = st.builds(
                 reproduced=FIGURES,
             ),
             data=st.dictionaries(TEXT, JSON, max_size=2),
+            noisy_front=st.none() | FRONTS,
         ),
         max_size=1,
     ),
@@ -224,6 +273,17 @@ def test_records_of_earlier_versions_are_read():
     for point in raw["curve"]:
         del point["extras"]
     assert ModelRecord.from_dict(raw) == make_dense()
+
+
+def test_results_of_earlier_versions_are_read(tmp_path: Path):
+    trial, path = make_trial(0.3), tmp_path / "result.json"
+    choice = Choice(key=trial.key, sentence="s", front=[trial.key], passed=[])
+    campaign = make_campaign([make_task_result([trial], make_dense(), choice)])
+    campaign.save(path)
+    raw = json.loads(path.read_text())
+    del raw["across"], raw["tasks"][0]["noisy_front"], raw["tasks"][0]["trials"][0]["finished"]
+    path.write_text(json.dumps(raw))
+    assert CampaignResult.load(path) == campaign
 
 
 def test_speed_of_a_batch_or_of_the_largest():

@@ -95,8 +95,8 @@ def test_the_whole_story_is_told(tmp_path: Path) -> None:
             assert trial.key[:8] in page.text
             assert trial.mlflow_run_id in page.text
         assert task.failed[0].reason in page.text
-    # per task: front, density, four panels, ranks
-    assert page.tags.count("svg") == 14
+    # per task: front, density, front with intervals, volume, four panels, ranks
+    assert page.tags.count("svg") == 18
     for part in ("champion", "candidate", "✓ pass", "✗ fail", "1.60x to 1.72x", "threads 2"):
         assert part in page.text
 
@@ -149,7 +149,7 @@ def test_bare_records_and_no_choice(tmp_path: Path) -> None:
     assert outcome(task) == "none"
     assert "no choice" in page.text
     assert "Nearest is" in page.text
-    assert page.tags.count("svg") == 1
+    assert page.tags.count("svg") == 3
     assert not re.search(r"\bnan\b", page.text)
 
 

@@ -23,7 +23,7 @@ from orchestrator import resume
 from orchestrator.errors import StorageError
 from orchestrator.job import Job
 from orchestrator.records import ModelRecord
-from orchestrator.snapshot import SnapshotStore
+from orchestrator.snapshot import Snapshot, SnapshotError, SnapshotStore
 from orchestrator.train_loop import run_job
 from orchestrator.workers import LocalWorkers
 from tests.lowrank.processes import in_processes
@@ -166,6 +166,36 @@ def test_a_damaged_state_gives_way_to_the_one_before_it(
     same(train_to(tmp_path / "resumed", again), straight)
     assert "state.safetensors is not what was written; the state before it is used" in caplog.text
     assert "goes on after step 12" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.tensors.update({"model.lm_head.weight": torch.ones(2)}),
+        lambda state: state.tensors.pop("optimizer.0.exp_avg"),
+        lambda state: state.tensors.update({"optimizer.first": torch.ones(2)}),
+        lambda state: state.tensors.update({"optimizer.0.exp_avg": torch.ones(2)}),
+        lambda state: state.tensors.pop("worker0.random"),
+        lambda state: state.facts.pop("curve"),
+        lambda state: state.facts.pop("job"),
+        lambda state: state.facts.pop("phase"),
+        lambda state: state.facts.update(curve=[{"step": 1}]),
+        lambda state: state.facts.update(step="last"),
+    ],
+)
+def test_a_whole_state_of_another_training_is_refused(
+    change: Callable[[Snapshot], object], parents: dict[str, Any], tmp_path: Path
+):
+    """Its digest is right, as after an update of this package."""
+    job = replace(job_of(parents["lm"], "dense"), snapshots=str(tmp_path / "snapshots"))
+    run_until(job, 12)
+    store = SnapshotStore(tmp_path / "snapshots")
+    (step,) = store.steps()
+    state = store.load(step)
+    change(state)
+    store.save(step, state)
+    with pytest.raises(SnapshotError, match="snapshots: its last state is not one of this train"):
+        train_to(tmp_path / "resumed", job)
 
 
 def test_a_full_disk_does_not_stop_the_training(
@@ -331,10 +361,10 @@ def test_another_number_of_workers_goes_on_with_the_same_batches(
     straight = train_to(tmp_path / "straight", job)
     again = replace(job, snapshots=str(tmp_path / "snapshots"))
     run_until(again, 18)
-    for folder in (tmp_path / "snapshots").iterdir():
-        facts = json.loads((folder / "state.json").read_text())
-        facts["facts"]["world"] = 2
-        (folder / "state.json").write_text(json.dumps(facts))
+    store = SnapshotStore(tmp_path / "snapshots")
+    for step in store.steps():
+        state = store.load(step)
+        store.save(step, replace(state, facts=state.facts | {"world": 2}))
     resumed = train_to(tmp_path / "resumed", again)
     assert "saved with 2 workers, goes on with 1" in caplog.text
     assert resumed.export_sha256 == straight.export_sha256

@@ -451,3 +451,79 @@ def test_a_draw_that_missed_its_size_is_not_the_best_whatever_its_quality():
     met = excess | {half[1].key: 0.0}
     chosen = [p for p in plans(spec, finished=finished, excess=met) if p.repeat]
     assert {p.method.density: p.searched for p in chosen}[0.5] == half[1].searched
+
+
+# --------------------------------------------------------------------------- finalists
+
+
+def settings_of(found: list[TrialPlan]) -> dict[tuple[str, Any, float], int]:
+    return dict(Counter((p.method_name, p.method.penalty_lr, p.method.density) for p in found))
+
+
+def test_what_is_on_the_front_at_the_end_is_run_again():
+    spec = spec_with(search=SPEC["search"] | {"repeats": 2, "finalists": 4})
+    ran = run(spec)
+    draws, repeats, further = ran.rounds
+    assert (len(draws), len(repeats)) == (8, 2)
+    # by mean quality the smaller density may be as good: then the larger is not on the front
+    counts = settings_of(ran.plans)
+    best = {d: min((p for p in draws if p.method.density == d), key=quality) for d in (0.5, 0.3)}
+    on_front = [0.3] if quality(best[0.3]) <= quality(best[0.5]) else [0.3, 0.5]
+    for density, plan in best.items():
+        key = (plan.method_name, plan.method.penalty_lr, density)
+        assert counts[key] == (4 if density in on_front else 2)
+    assert {(p.repeat, p.seed) for p in further} == {(2, 9), (3, 10)}
+    # the same keys as more repeats would have
+    more = run(spec_with(search=SPEC["search"] | {"repeats": 4}))
+    assert {p.key for p in ran.plans} <= {p.key for p in more.plans}
+
+
+def test_further_runs_do_not_change_who_is_a_finalist():
+    spec = spec_with(search=SPEC["search"] | {"finalists": 3})
+    draws = plans(spec)
+    finished = {p.key: 1 - p.method.density + place / 100 for place, p in enumerate(draws)}
+    finalists = plans(spec, finished=finished)[len(draws) :]
+    assert len(finalists) == 4
+    # as bad as can be: the mean of their settings is now off the front
+    bad = finished | {p.key: 100.0 for p in finalists}
+    assert plans(spec, finished=bad) == [*draws, *finalists]
+
+
+def test_there_are_no_finalists_while_a_trial_is_to_come():
+    spec = spec_with(search=SPEC["search"] | {"finalists": 3})
+    draws = plans(spec)
+    finished = {p.key: quality(p) for p in draws[1:]}
+    assert plans(spec, finished=finished) == draws
+    assert len(plans(spec, finished=finished, failed=[draws[0].key])) > len(draws)
+    assert plans(spec, failed=[p.key for p in draws]) == draws
+    assert plans(spec, finished={p.key: math.nan for p in draws}) == draws
+
+
+def test_what_missed_its_size_is_judged_by_the_size_it_has():
+    spec = spec_with(search=search(density=[0.5, 0.3], finalists=2))
+    large, small = plans(spec)
+    finished = {large.key: 1.0, small.key: 2.0}
+    assert len(plans(spec, finished=finished)) == 4
+    found = plans(spec, finished=finished, excess={small.key: 0.25})
+    assert [p.method.density for p in found[2:]] == [0.5]
+
+
+def test_as_many_finalists_are_expected_as_there_are_densities():
+    spec = spec_with(search=TUNED | {"methods": TWO, "finalists": 5})
+    without = spec_with(search=TUNED | {"methods": TWO})
+    # of three densities one setting each, which has two runs already
+    assert expected_trials(spec, spec.tasks[0]) == expected_trials(without, without.tasks[0]) + 9
+
+
+def test_what_came_later_is_part_of_a_hash_only_if_it_is_used(monkeypatch: pytest.MonkeyPatch):
+    hashed: list[dict[str, Any]] = []
+    monkeypatch.setattr("orchestrator.spec.content_hash", lambda values: hashed.append(values))
+    explicit = {"finalists": None}
+    spec_with(search=SPEC["search"] | explicit, select={"epsilon": 0}).digest()
+    used = {"epsilon": 0.01, "reference_drop": 0.2}
+    spec_with(search=SPEC["search"] | {"finalists": 3}, select=used).digest()
+    before, after = hashed
+    assert set(before["select"]) == {"require", "then"}
+    assert "finalists" not in before["search"]
+    assert after["select"] | used == after["select"]
+    assert after["search"]["finalists"] == 3

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.pareto import largest_batch, loss_values, pareto_front
+from orchestrator.front.dominance import pareto_front
+from orchestrator.front.objectives import largest_batch, loss_values
 from orchestrator.records import ModelRecord
 from orchestrator.rules import parse_rule
-from orchestrator.selection import choose
+from orchestrator.selection import choose, reference_drop
 from orchestrator.spec import SelectSpec
 from tests.orchestrator.record_factory import (
     dense_size,
@@ -119,6 +120,75 @@ def test_the_sentence_has_the_numbers_and_the_runner_up() -> None:
         "Runner-up: density 0.3, penalty_lr 0.02",
     ):
         assert part in choice.sentence
+
+
+def test_the_sentence_says_what_the_runner_up_costs_and_wins() -> None:
+    trials = [trial("small", 2.20, 200_000, 20.0), trial("good", 2.15, 260_000, 25.0)]
+    # two settings, not one with two seeds
+    trials[1] = replace(trials[1], config=trials[1].config | {"penalty_lr": 0.2})
+    sentence = choose(trials, DENSE, SelectSpec()).sentence
+    assert sentence.endswith(
+        "to switch to it costs 60.0 k parameters (7.2% of dense) and 1.00x of speed and wins "
+        "2.4 points of quality."
+    )
+    other_way = choose(trials, DENSE, SelectSpec(then="best")).sentence
+    assert other_way.endswith(
+        "costs 2.4 points of quality and wins 60.0 k parameters (7.2% of dense) and 1.00x of speed."
+    )
+    copies = [trial("a", 2.2, 200_000), trial("b", 2.2, 200_000)]
+    assert choose(copies, DENSE, SelectSpec()).sentence.endswith("to switch to it costs nothing.")
+
+
+def test_the_sentence_says_when_seeds_differ_by_as_much() -> None:
+    def seeds(quality: float, parameters: int, penalty_lr: float) -> list[ModelRecord]:
+        first = trial(f"{parameters}", quality, parameters)
+        first = replace(first, config=first.config | {"penalty_lr": penalty_lr})
+        again = {"bits_per_character": quality + 0.02}
+        return [first, replace(first, key=f"{parameters}-again", seed=8, validation=again)]
+
+    words = "though seeds of one setting differ in quality by as much"
+    close = [*seeds(2.20, 200_000, 0.1), *seeds(2.19, 260_000, 0.2)]
+    assert words in choose(close, DENSE, SelectSpec()).sentence
+    apart = [*seeds(2.60, 200_000, 0.1), *seeds(2.10, 260_000, 0.2)]
+    assert words not in choose(apart, DENSE, SelectSpec()).sentence
+
+
+def test_within_epsilon_the_better_quality_decides() -> None:
+    trials = [
+        trial("smallest", 2.26, 711_000, 20.0),
+        trial("hardly larger", 2.24, 712_000, 20.0),
+        trial("dominated by little", 2.2401, 712_500, 20.0),
+        trial("larger", 2.20, 800_000, 20.0),
+    ]
+    assert choose(trials, DENSE, SelectSpec()).key == "smallest"
+    tolerant = choose(trials, DENSE, SelectSpec(epsilon=0.01))
+    assert tolerant.key == "hardly larger"
+    assert tolerant.front == ["larger", "hardly larger", "smallest"]
+    assert "of 4 front models" in tolerant.sentence
+    # for the best in quality the size decides
+    assert choose(trials[1:], DENSE, SelectSpec(then="best", epsilon=0.03)).key == "hardly larger"
+
+
+@pytest.mark.parametrize(
+    ("fields", "drop"),
+    [
+        ({}, 0.1),
+        ({"require": ["speedup > 1", "quality_drop <= 4%", "quality_drop < 6%"]}, 0.04),
+        ({"require": ["quality_drop >= 1%", "quality_drop <= 0%"]}, 0.1),
+        ({"require": ["quality_drop <= 4%"], "reference_drop": 0.2}, 0.2),
+    ],
+)
+def test_the_reference_is_what_the_rules_still_take(fields: dict, drop: float) -> None:
+    assert reference_drop(SelectSpec(**fields)) == drop
+
+
+def test_an_amount_is_a_limit_too() -> None:
+    trials = [trial("a", 2.2, 200_000, 20.0), trial("b", 2.1, 400_000, 25.0)]
+    select = SelectSpec(require=["parameters <= 300 k"], then="best")
+    choice = choose(trials, DENSE, select)
+    assert choice.key == "a"
+    nothing = choose(trials, DENSE, SelectSpec(require=["parameters <= 150 k"]))
+    assert "parameters is 200 k, 50.0 k from the required parameters <= 150 k" in nothing.sentence
 
 
 def test_a_single_candidate_has_no_runner_up() -> None:

@@ -96,7 +96,11 @@ def test_facts_are_json_and_nothing_is_pickled(store: SnapshotStore, tmp_path: P
     store.save(1, state(1))
     folder = tmp_path / "states" / "000000001"
     assert {path.name for path in folder.iterdir()} == {"state.safetensors", "state.json"}
-    assert set(json.loads((folder / "state.json").read_text())) == {"sha256", "facts"}
+    assert set(json.loads((folder / "state.json").read_text())) == {
+        "sha256",
+        "facts_sha256",
+        "facts",
+    }
 
 
 def test_a_finished_training_leaves_none(store: SnapshotStore, tmp_path: Path):

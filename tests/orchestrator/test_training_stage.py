@@ -176,6 +176,20 @@ def test_the_same_command_again_trains_nothing(cluster: Cluster, monkeypatch: py
     assert again.trials == first.trials
 
 
+@pytest.mark.parametrize("left", ["", "{", "[]", '{"key": "x"}'])
+def test_a_damaged_record_costs_one_training(
+    left: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    first = train(cluster, monkeypatch)
+    path = cluster.layout.record(first.trials[-1].key)
+    path.write_text(left)
+    again = train(cluster, monkeypatch)
+    assert [[launch.key for launch in each] for each in cluster.rounds] == [[path.parent.name]]
+    assert again.trials == first.trials
+    assert f"{path}: " in caplog.text
+    assert "the model is trained again" in caplog.text
+
+
 def test_failures_are_not_tried_again_and_the_others_go_on(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ):

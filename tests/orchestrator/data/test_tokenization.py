@@ -200,6 +200,6 @@ def test_fingerprint_sees_vocabulary_and_special_tokens() -> None:
 
 def test_tokenizer_that_cannot_be_saved_is_refused(tmp_path: Path, monkeypatch) -> None:
     other = tokenization.character_tokenizer("xyz")
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder: other)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder, **_: other)
     with pytest.raises(DataError, match="read back, it gives other ids"):
         tokenization.save(tokenization.character_tokenizer("abc"), tmp_path, "abc")

@@ -63,7 +63,17 @@ class TestJournal:
         again.add([point(2), point(3)])
         assert steps(Journal(path).points) == [1, 2, 3]
 
-    @pytest.mark.parametrize("line", ["[]", "{}", '{"at_ms": 1, "point": {"x": 1}}', "\x00\xff"])
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "[]",
+            "{}",
+            '{"at_ms": 1, "point": {"x": 1}}',
+            '{"at_ms": 1e999, "point": {}}',
+            "[" * 100_000,
+            "\x00\xff",
+        ],
+    )
     def test_what_is_no_point_is_left_out(self, path: Path, line: str):
         Journal(path).add([point(1)])
         with path.open("a") as file:

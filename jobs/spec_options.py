@@ -1,0 +1,22 @@
+"""Arguments that most commands share: which campaign."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SpecArgument = Annotated[
+    Path, typer.Argument(help="The campaign's YAML file.", metavar="SPEC", show_default=False)
+]
+SetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        help="Override one field, e.g. --set tasks.docs-lm.dense.steps=50. May be repeated.",
+        metavar="PATH=VALUE",
+        default_factory=list,
+        show_default=False,
+    ),
+]

@@ -1,0 +1,220 @@
+"""A campaign on a cluster by Ray's Jobs API: submitted, followed, stopped, sent again, finished."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from orchestrator.cluster import DRIVER
+from orchestrator.tracking import default_tracking_uri
+from tests.integration.conftest import environment, wait_for, without_letters, write_spec
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+START = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+START += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
+START += ["--object-store-memory=100000000"]
+FASTER = """
+from jobs.__main__ import main
+from orchestrator import submission
+
+submission.attempts = lambda *_: []
+main()
+"""
+ONE_TRIAL = ("--set", "search.density=[0.5]")
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head node of its own, and how to reach it."""
+
+    address: str
+    """Of its dashboard."""
+    gcs: str
+    """Where other nodes join."""
+    token: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+
+    def lowrank(self, *words: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run("-m", "jobs", *words, token=token)
+
+    def run(self, *words: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *words, "--address", self.address],
+            capture_output=True,
+            text=True,
+            env=self.environment if token else environment(),
+            timeout=540,
+            check=False,
+        )
+
+    def start(self, log: Path, *words: str) -> subprocess.Popen[bytes]:
+        with log.open("w") as out:
+            return subprocess.Popen(
+                [sys.executable, "-u", "-m", "jobs", *words, "--address", self.address],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                # a test run in a shell's background inherits an ignored SIGINT
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """Ports, folder and token that no other Ray of this machine has."""
+    # a short path: that of a socket may have 107 characters
+    folder = tempfile.mkdtemp(prefix="ray-")
+    ports = _free_ports(5)
+    found = Head(f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", secrets.token_hex(16))
+    command = [*START, "--head", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
+    command += [f"--dashboard-port={ports[0]}", "--dashboard-host=127.0.0.1", f"--port={ports[1]}"]
+    command += [f"--ray-client-server-port={ports[2]}"]
+    command += [f"--dashboard-agent-listen-port={ports[3]}", f"--metrics-export-port={ports[4]}"]
+    command += [f'--resources={{"{DRIVER}": 8}}', f"--temp-dir={folder}"]
+    # a job calls `lowrank` by its name, as it does in an image
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    log = Path(folder, "head.txt")
+    try:
+        with _node(command, log, found.environment | {"PATH": path}):
+            yield found
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _node(
+    command: list[str], log: Path, variables: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A node that runs; at the end it and what it has started are gone, and nothing else."""
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=variables)
+    mine = []
+    try:
+        wait_for("Ray runtime started", log, process)
+        mine = psutil.Process(process.pid).children(recursive=True)
+        yield process
+    finally:
+        if process.poll() is None:
+            mine += psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+            process.wait(60)
+        _, alive = psutil.wait_procs(mine, timeout=10)
+        for each in alive:
+            each.kill()
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _statuses(storage: Path) -> list[str]:
+    client = MlflowClient(default_tracking_uri(str(storage)))
+    (experiment,) = [e for e in client.search_experiments() if e.name == "sent"]
+    return [r.info.status for r in client.search_runs([experiment.experiment_id])]
+
+
+def test_a_submitted_campaign_is_followed_stopped_and_finished(head: Head, tmp_path: Path) -> None:
+    path, storage = write_spec(tmp_path, "sent")
+    without_letters(path)
+    spec = (str(path), *ONE_TRIAL)
+    log = tmp_path / "log.txt"
+    following = head.start(log, "submit", *spec)
+    wait_for("dense: finished", log, following)
+    following.send_signal(signal.SIGINT)
+    assert following.wait(60) == 130, log.read_text()
+    assert "sent-1 goes on without you" in log.read_text()
+    following = head.start(log, "job", "logs", "-f", *spec)
+
+    again = head.lowrank("submit", *spec, "--no-follow")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "nothing was sent, it is on its way already, as sent-1" in again.stdout
+
+    # two that ask at the same time: this one has looked before the other was there
+    raced = head.run("-c", FASTER, "submit", *spec, "--no-follow")
+    assert "nothing was sent, it is on its way already, as sent-1" in raced.stdout, raced.stderr
+
+    stopped = head.lowrank("job", "stop", *spec)
+    assert (stopped.returncode, stopped.stderr) == (0, "")
+    assert "sent-1 stopped after" in stopped.stdout
+    assert following.wait(60) == 130
+    # the campaign itself had the time to end, and has closed its runs
+    assert "the same command goes on from there" in log.read_text()
+    statuses = _statuses(storage)
+    assert "KILLED" in statuses
+    assert "RUNNING" not in statuses
+
+    second = head.lowrank("submit", *spec)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "sent, as sent-2 at" in second.stdout
+    assert second.stdout.count("already finished") == 1
+    assert set(_statuses(storage)) == {"FINISHED"}
+
+    status = head.lowrank("job", "status", *spec)
+    assert "sent-1  stopped after" in status.stdout
+    assert "sent-2  succeeded after" in status.stdout
+    assert "champion" in status.stdout
+
+
+def test_what_cannot_run_is_refused_before_it_is_sent(head: Head, tmp_path: Path) -> None:
+    path, storage = write_spec(tmp_path, "refused")
+    stranger = head.lowrank("submit", str(path), token=False)
+    assert (stranger.returncode, stranger.stdout) == (1, "")
+    assert "wants a token" in stranger.stderr
+    large = head.lowrank("submit", str(path), "--set", "resources.workers=8")
+    assert (large.returncode, large.stdout) == (1, "")
+    assert "one trial needs 8 CPU, the cluster has 2 (8 workers)" in large.stderr
+    unknown = head.lowrank("job", "stop", str(path))
+    assert unknown.returncode == 1
+    assert "campaign 'refused' was never submitted to" in unknown.stderr
+    # an absolute path may be one of the cluster: whether it is there the head finds out
+    absent = "tasks.letters.data={source: files, train: /absent/train.txt}"
+    failed = head.lowrank("submit", str(path), "--set", absent)
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert "file not found: /absent/train.txt" in failed.stdout
+    assert "refused-1 failed with exit code 2 after" in failed.stdout
+    assert not storage.exists()
+
+
+def test_a_pod_that_ends_tells_ray_and_waits_until_its_node_is_empty(
+    head: Head, tmp_path: Path
+) -> None:
+    log = tmp_path / "worker.txt"
+    command = [*START, f"--address={head.gcs}", "--node-ip-address=127.0.0.2", "--num-cpus=1"]
+    with _node(command, log, head.environment) as worker:
+        assert "raylet" in [each.name() for each in psutil.Process(worker.pid).children()]
+        drain = [sys.executable, "-m", "orchestrator.drain", "--seconds", "60"]
+        done = subprocess.run(
+            [*drain, "--node-ip", "127.0.0.2"],
+            capture_output=True,
+            text=True,
+            env=head.environment | {"RAY_ADDRESS": head.gcs},
+            timeout=120,
+            check=True,
+        )
+        assert "no node of the cluster" not in done.stderr
+        # an empty node has ended, long before its time was over
+        children = psutil.Process(worker.pid).children()
+        running = [each.name() for each in children if each.status() != psutil.STATUS_ZOMBIE]
+        assert "raylet" not in running
