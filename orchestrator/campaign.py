@@ -84,8 +84,6 @@ class Campaign:
         with ExitStack() as stack:
             stack.enter_context(self.layout.locked())
             stack.enter_context(interruptible())
-            check_change(self.layout, self.spec, self.changed, self.progress.line)
-            self.layout.spec.write_text(dump_spec(self.spec, redact=True), encoding="utf-8")
             self.tracking = self._open_tracking()
             try:
                 # whatever happens, Ray's processes end before their runs are closed
@@ -101,7 +99,7 @@ class Campaign:
                 raise
 
     def _stages(self, session: ExitStack) -> CampaignResult:
-        states = [self._prepare(task) for task in self.spec.tasks]
+        states = self._prepare()
         self.progress.total_models = sum(
             1 + expected_trials(self.spec, task) for task in self.spec.tasks
         )
@@ -153,18 +151,26 @@ class Campaign:
         except TrackingAway as error:
             self.progress.line(f"runs are left open until the next start: {error}")
 
-    def _prepare(self, task: AnyTask) -> TaskState:
+    def _prepare(self) -> list[TaskState]:
+        """Reads the data; nothing is changed before it is clear that this spec may go on."""
+        data = {task.name: self._read(task) for task in self.spec.tasks}
+        hashes = {name: prepared.content_hash for name, prepared in data.items()}
+        check_change(self.layout, self.spec, hashes, self.changed, self.progress.line)
+        text = dump_spec(self.spec, redact=True)
+        self.layout.spec.write_text(text, encoding="utf-8")
+        states = []
+        for task in self.spec.tasks:
+            tags = {"spec_hash": self.spec.digest(), "kind": task.kind}
+            run_id = self.tracking.task_run(self.spec.name, task.name, text, tags)
+            states.append(TaskState(task=task, data=data[task.name], run_id=run_id))
+        return states
+
+    def _read(self, task: AnyTask) -> PreparedData:
         self.progress.line(f"{task.name}: reading data")
         data = prepare_data(task, self.layout.cache, resolve_pretrained(task.model))
         self.progress.line(f"{task.name}: {describe(data)}")
         self._check_model(task, data)
-        run_id = self.tracking.task_run(
-            self.spec.name,
-            task.name,
-            dump_spec(self.spec, redact=True),
-            {"spec_hash": self.spec.digest(), "kind": task.kind},
-        )
-        return TaskState(task=task, data=data, run_id=run_id)
+        return data
 
     def _check_model(self, task: AnyTask, data: PreparedData) -> None:
         """A model that cannot be built, patterns that match nothing, or layers that one of the

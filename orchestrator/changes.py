@@ -6,16 +6,18 @@ One that asks for something else would leave finished models behind, and that is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import CampaignError
 from orchestrator.layout import Layout
-from orchestrator.records import RECORD
-from orchestrator.search import dense_key, expected_plans
-from orchestrator.spec import CampaignSpec, content_hash
+from orchestrator.records import RECORD, ModelRecord, RecordError
+from orchestrator.search import dense_key, plan_trials
+from orchestrator.spec import AnyTask, CampaignSpec
 from orchestrator.spec_io import load_spec
+from orchestrator.wording import plural
 
 LONGEST = 60
 """Characters of a value in a message."""
@@ -36,9 +38,9 @@ class Change:
     differences: list[str]
     """`method.steps: 800 -> 900`, in the order of the spec."""
     dropped: list[str]
-    """Names of models that the first asks for and the second does not."""
+    """Names of finished models that the first asks for and the second does not."""
     num_models: int
-    """That the first asks for."""
+    """Finished ones that the first asks for."""
 
     @property
     def text(self) -> str:
@@ -48,61 +50,104 @@ class Change:
 
 
 def check_change(
-    layout: Layout, spec: CampaignSpec, accept: bool, say: Callable[[str], None]
+    layout: Layout,
+    spec: CampaignSpec,
+    hashes: Mapping[str, str],
+    accept: bool,
+    say: Callable[[str], None],
 ) -> None:
     """Compare a spec with the one that the campaign's folder was begun with.
 
     Args:
         layout: Of the campaign.
         spec: As asked for now, resolved.
+        hashes: Task -> hash of its prepared data.
         accept: Go on whatever has changed.
         say: Hears of a change that is gone along with.
 
     Raises:
         SpecChangedError: Finished models would no longer be asked for.
     """
-    if not layout.spec.exists() or not any((layout.root / "models").glob(f"*/{RECORD}")):
+    if not layout.spec.exists():
         return
     try:
-        change = compare(load_spec(layout.spec), spec)
+        change = compare(load_spec(layout.spec), spec, hashes, _finished(layout))
     except CampaignError as error:
         say(f"the spec that this campaign began with cannot be compared: {error}")
         return
-    if not change.differences:
+    if not change.differences or not change.num_models:
         return
     if change.dropped and not accept:
         raise SpecChangedError(
             f"campaign {spec.name!r} in {layout.root} has begun with another spec, and "
-            f"{len(change.dropped)} of its {change.num_models} models are no longer asked for:\n"
-            f"{change.text}\n"
+            f"{len(change.dropped)} of its {plural(change.num_models, 'finished model')} "
+            f"would be left behind:\n{change.text}\n"
             "Give the campaign another name, or go on with --changed: the models stay on disk and "
             "in MLflow, and are no longer part of the result"
         )
-    kept = f"{len(change.dropped)} models are left behind" if change.dropped else "all models stay"
-    say(f"the spec has changed, {kept}:\n{change.text}")
+    kept = f"{plural(len(change.dropped), 'model')} left behind" if change.dropped else "all stay"
+    say(f"the spec has changed; of {change.num_models} finished models {kept}:\n{change.text}")
 
 
-def compare(old: CampaignSpec, new: CampaignSpec) -> Change:
-    """Field by field, and by the models that are asked for."""
+def compare(
+    old: CampaignSpec,
+    new: CampaignSpec,
+    hashes: Mapping[str, str],
+    finished: Mapping[str, ModelRecord],
+) -> Change:
+    """Field by field, and by the finished models that are asked for.
+
+    Args:
+        old: The spec of before.
+        new: The spec of now.
+        hashes: Of now: task -> hash of its prepared data.
+        finished: Key -> record.
+    """
     before, after = dict(_fields(old)), dict(_fields(new))
     differences = [
         f"{path}: {_short(before.get(path))} -> {_short(after.get(path))}"
         for path in before | after
         if before.get(path) != after.get(path)
     ]
-    models, kept = _models(old), _models(new)
-    dropped = [name for key, name in models.items() if key not in kept]
-    return Change(differences=differences, dropped=dropped, num_models=len(models))
+    known = list(finished.values()) if differences else []
+    wanted = {
+        name for task in new.tasks for name in _asked_for(new, task, hashes[task.name], known)
+    }
+    had: dict[str, str] = {}
+    for task in old.tasks:
+        own = [record for record in known if record.task == task.name]
+        asked = _asked_for(old, task, hashes.get(task.name, ""), known)
+        # where none is asked for the data have changed, or how they are read
+        same_data = any(record.key in asked for record in own)
+        had |= {r.key: asked.get(r.key, task.name) for r in own if r.key in asked or not same_data}
+    dropped = [name for key, name in had.items() if key not in wanted]
+    return Change(differences=differences, dropped=dropped, num_models=len(had))
 
 
-def _models(spec: CampaignSpec) -> dict[str, str]:
-    """Key -> name. Data count by what the spec says of them, for they have not been read yet."""
+def _asked_for(
+    spec: CampaignSpec, task: AnyTask, data_hash: str, finished: Sequence[ModelRecord]
+) -> dict[str, str]:
+    """Key -> name of every model of a task, those among them that follow from what is finished."""
+    own = [record for record in finished if record.task == task.name]
+    plans = plan_trials(
+        spec,
+        task,
+        data_hash,
+        {record.key: record.quality for record in own},
+        higher_is_better=any(record.metric.higher_is_better for record in own),
+        excess={record.key: record.excess for record in own},
+    )
+    names = {plan.key: plan.name for plan in plans}
+    return {dense_key(spec, task, data_hash): "dense"} | names
+
+
+def _finished(layout: Layout) -> dict[str, ModelRecord]:
+    """The records that can be read; of the others the campaign will say what is wrong."""
     found = {}
-    for task in spec.tasks:
-        data = content_hash(task.data.model_dump(mode="json"))
-        found[dense_key(spec, task, data)] = f"{task.name} dense"
-        for plan in expected_plans(spec, task, data):
-            found[plan.key] = f"{task.name} {plan.name}"
+    for path in sorted((layout.root / "models").glob(f"*/{RECORD}")):
+        with suppress(RecordError):
+            record = ModelRecord.load(path)
+            found[record.key] = record
     return found
 
 

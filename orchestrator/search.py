@@ -91,24 +91,19 @@ def plan_trials(
     return list(plans.values())
 
 
-def expected_plans(spec: CampaignSpec, task: AnyTask, data_hash: str = "") -> list[TrialPlan]:
-    """The trials of a task over all rounds, if none fails, every first draw is the best, and of
-    each density one setting is on the front."""
+def expected_trials(spec: CampaignSpec, task: AnyTask) -> int:
+    """How many trials a task gets over all rounds, if none fails, and of each density one setting
+    is on the front."""
     finished: dict[str, float] = {}
     while True:
-        plans = plan_trials(spec, task, data_hash, finished)
+        plans = plan_trials(spec, task, "", finished)
         if len(plans) == len(finished):
-            return plans
+            return len(plans)
         places: dict[tuple[str, str], int] = {}
         for plan in plans:
             places.setdefault(_setting(plan), len(places))
         # the larger the better; among equals in density the first setting, with all its runs
         finished = {p.key: places[_setting(p)] - 1e6 * p.method.density for p in plans}
-
-
-def expected_trials(spec: CampaignSpec, task: AnyTask) -> int:
-    """How many trials a task gets over all rounds, if none fails."""
-    return len(expected_plans(spec, task))
 
 
 def _best(
