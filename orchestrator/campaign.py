@@ -109,7 +109,7 @@ class Campaign:
             layout=self.layout,
             tracking=self.tracking,
             progress=self.progress,
-            available=session.enter_context(cluster.ray_session()),
+            available=session.enter_context(cluster.ray_session(self.layout.ray_job)),
             train=self.train,
         )
         for state in states:

@@ -12,9 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import CampaignError
+from orchestrator.leftovers import SETTLED_S, free, remember, remembered
 from orchestrator.spec import Resources
 
 logger = logging.getLogger(__name__)
@@ -63,37 +65,88 @@ def set_environment() -> None:
 
 
 @contextmanager
-def ray_session() -> Iterator[dict[str, Any]]:
+def ray_session(note: Path | None = None) -> Iterator[dict[str, Any]]:
     """Start or join Ray; yields the cluster's resources, with those that it may grow to.
 
     Without RAY_ADDRESS a fresh local instance is started, whatever else runs on this machine,
     with the dashboard's server process: Train's clean-up of a stopped trial asks it.
+
+    Args:
+        note: Where the session's job on a cluster is written down, so that what it leaves taken is
+            freed by the next one if this process dies (`leftovers`).
     """
     set_environment()
-    import ray
-
     address = os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     on_terminate = signal.getsignal(signal.SIGTERM)
-    if address:
-        ray.init(address=address, runtime_env={"env_vars": _for_workers(address)}, **quiet)
-    else:
-        with _address_for_workers():
-            ray.init(
-                address="local",
-                num_cpus=len(os.sched_getaffinity(0)),
-                resources={DRIVER: LOCAL_DRIVERS},
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=True,
-                **quiet,
-            )
+    _connect(address)
     if threading.current_thread() is threading.main_thread():
         # Ray takes the signal for itself and exits at once; a campaign has runs to close
         signal.signal(signal.SIGTERM, on_terminate)
+    import ray
+
+    if address is None:
+        try:
+            yield _available()
+        finally:
+            ray.shutdown()
+        return
+    job = ray.get_runtime_context().get_job_id()
+    if note is not None:
+        if (earlier := remembered(note)) is not None:
+            _free(earlier, 0.0)
+        remember(note, job)
     try:
         yield _available()
     finally:
         ray.shutdown()
+        if _free_as_another(job, address) and note is not None:
+            note.unlink(missing_ok=True)
+
+
+def _connect(address: str | None) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is not None:
+        ray.init(address=address, runtime_env={"env_vars": _for_workers(address)}, **quiet)
+        return
+    with _address_for_workers():
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            resources={DRIVER: LOCAL_DRIVERS},
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=True,
+            **quiet,
+        )
+
+
+def _free_as_another(job: str, address: str) -> bool:
+    """What a job that is over holds can be freed by another job alone; whether that was done."""
+    import ray
+
+    try:
+        _connect(address)
+    except (ConnectionError, RuntimeError) as error:
+        logger.warning("what job %s left taken on the cluster is not known: %s", job, error)
+        return False
+    try:
+        return _free(job, SETTLED_S)
+    finally:
+        ray.shutdown()
+
+
+def _free(job: str, settled_s: float) -> bool:
+    """Whether the cluster told; one that does not keeps nobody."""
+    from ray.util.state.exception import RayStateApiException
+
+    try:
+        if groups := free(job, settled_s):
+            logger.info("%d placement groups of job %s were freed", groups, job)
+    except (RayStateApiException, ConnectionError) as error:
+        logger.warning("what job %s left taken on the cluster is not known: %s", job, error)
+        return False
+    return True
 
 
 def _available() -> dict[str, Any]:

@@ -84,6 +84,11 @@ class Layout:
     def record(self, key: str) -> Path:
         return self.model(key) / RECORD
 
+    @property
+    def ray_job(self) -> Path:
+        """Of a driver that holds the campaign on a cluster."""
+        return self.root / "ray-job.json"
+
     def create(self) -> None:
         """Make the folders, and prove that files can be written.
 

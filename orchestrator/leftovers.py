@@ -1,0 +1,78 @@
+"""Frees the machines that a job which is over still holds on a Ray cluster.
+
+Ray Train takes machines by detached placement groups, and has a helper that frees them when a
+controller dies; but the helper hears of a group only when its workers run. A job that ends before
+leaves machines taken until the cluster is started anew. So a campaign looks after its own jobs:
+after each of its sessions, and before the next one for a driver that was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+SETTLED_S = 3.0
+"""Processes of a job die within seconds after its driver; until then one of them may take
+something."""
+MOST = 10_000
+"""Of what the state API lists at once; its own limit."""
+
+
+def remember(path: Path, job: str) -> None:
+    """Write down the job that is about to take machines, for the case that its driver dies."""
+    path.write_text(json.dumps({"job": job}), encoding="utf-8")
+
+
+def remembered(path: Path) -> str | None:
+    """What was written down, if it can be read."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["job"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def free(job: str, settled_s: float = SETTLED_S) -> int:
+    """Remove the placement groups of a job whose driver is gone.
+
+    Call it connected to the cluster, as another job.
+
+    Args:
+        job: Its id on the cluster, as `ray.get_runtime_context().get_job_id()` gives it.
+        settled_s: Looks again until nothing was found for so long.
+
+    Returns:
+        How many were removed.
+
+    Raises:
+        RayStateApiException, ConnectionError: The cluster's dashboard does not answer.
+    """
+    removed, quiet_since = 0, time.monotonic()
+    while True:
+        groups = _groups(job)
+        for group in groups:
+            _remove(group)
+        removed += len(groups)
+        if groups:
+            quiet_since = time.monotonic()
+        elif time.monotonic() - quiet_since >= settled_s:
+            return removed
+        time.sleep(0.5)
+
+
+def _groups(job: str) -> list[str]:
+    from ray.util.state import list_placement_groups
+
+    found = list_placement_groups(
+        filters=[("creator_job_id", "=", job), ("state", "!=", "REMOVED")],
+        detail=True,
+        limit=MOST,
+    )
+    return [str(each.placement_group_id) for each in found]
+
+
+def _remove(group: str) -> None:
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
