@@ -18,7 +18,7 @@ demo: $(VENV)/.ready  ## run jobs/specs/demo.yaml: two models, compressed, measu
 
 # one thread each: two processes with two threads would be in each other's way on two cores
 test: $(VENV)/.ready-test  ## every test that needs no GPU, in two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadgroup --no-loadscope-reorder
 
 quick: $(VENV)/.ready-test  ## the tests that take seconds and start no cluster
 	$(BIN)/python -m pytest -m "not slow and not ray and not gpu"

@@ -8,7 +8,8 @@ import pytest
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file stays together, for its fixtures. So do tests that start a cluster, for one cluster
-    fills the machine; they come first, for they take longest."""
+    fills the machine; they come first, for they take longest (and xdist is told to keep to that,
+    by --no-loadscope-reorder)."""
     for item in items:
         group = "ray" if _starts_cluster(item) else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
