@@ -112,7 +112,11 @@ def _message(said: str, folder: Path) -> str:
     begin = re.search(r"^error ", said, re.MULTILINE)
     said = said[begin.end() :] if begin else said
     said = re.sub(r"\b(?!0+\b)[0-9a-f]{64}\b|(?<=/)[0-9a-f]{16}\b", "…", said)
-    return " ".join(said.replace(f"{folder}/", "").replace(str(folder), ".").split())
+    said = " ".join(said.replace(f"{folder}/", "").replace(str(folder), ".").split())
+    # how much of a long name is left, and where a file was cut, depend on the folder's name and on
+    # the fields of a record
+    said = re.sub(r"x{40,}(\.\.\.)?", "xxx...", said)
+    return re.sub(r"line \d+ column \d+ \(char \d+\)", "line N column N (char N)", said)
 
 
 def _contents(folder: Path) -> dict[str, str]:

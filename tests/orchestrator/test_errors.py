@@ -17,6 +17,7 @@ EXAMPLES = [
     errors.ModelError("no such type"),
     errors.TrackingError("server away"),
     errors.StorageError("disk full"),
+    errors.ClusterError("no head"),
     errors.TrialError("loss is NaN", key="abc"),
     errors.TrialError("loss is NaN"),
     errors.DivergedError("loss is NaN, again", key="abc"),

@@ -41,6 +41,9 @@ class Twins:
     def report(self, progress: dict[str, Any], checkpoint: Path | None = None) -> None:
         pass
 
+    def beat(self) -> None:
+        pass
+
 
 def run(
     family: Family,
