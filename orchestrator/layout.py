@@ -31,6 +31,7 @@ class Layout:
         snapshots/KEY/                 states of a training that is not finished, to go on from
         journal/KEY.jsonl              its curve, until all of it is in MLflow
         hung/KEY/                      where workers stood that were ended because they hung
+        ray-job.json                   the job of a driver on a cluster, while it runs
         train/, tune/                  Ray's own state: needed only while trials run
     """
 
