@@ -14,7 +14,7 @@ import typer
 
 from jobs import bench_options as options
 from jobs import job_app
-from jobs.spec_options import SetOption, SpecArgument
+from jobs.spec_options import ChangedOption, MeasureAgainOption, SetOption, SpecArgument
 
 TaskOption = Annotated[
     str | None,
@@ -79,17 +79,8 @@ def validate(spec: SpecArgument, set_: SetOption) -> None:
 def run(
     spec: SpecArgument,
     set_: SetOption,
-    measure_again: Annotated[
-        bool,
-        typer.Option("--measure-again", help="Time finished models again, on a quieter machine."),
-    ] = False,
-    changed: Annotated[
-        bool,
-        typer.Option(
-            "--changed",
-            help="Go on although the spec no longer asks for some of the finished models.",
-        ),
-    ] = False,
+    measure_again: MeasureAgainOption = False,
+    changed: ChangedOption = False,
 ) -> None:
     """Run a campaign, or finish one that was interrupted.
 

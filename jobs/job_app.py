@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.spec_options import SetOption, SpecArgument
+from jobs.spec_options import ChangedOption, MeasureAgainOption, SetOption, SpecArgument
 
 AddressOption = Annotated[
     str | None,
@@ -38,17 +38,8 @@ def submit(
         bool,
         typer.Option("--follow/--no-follow", help="Show its log until it ends, or come back."),
     ] = True,
-    measure_again: Annotated[
-        bool,
-        typer.Option("--measure-again", help="Time finished models again, on a quieter cluster."),
-    ] = False,
-    changed: Annotated[
-        bool,
-        typer.Option(
-            "--changed",
-            help="Go on although the spec no longer asks for some of the finished models.",
-        ),
-    ] = False,
+    measure_again: MeasureAgainOption = False,
+    changed: ChangedOption = False,
 ) -> None:
     """Run a campaign on a Ray cluster, or finish it there.
 

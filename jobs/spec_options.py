@@ -1,4 +1,4 @@
-"""Arguments that most commands share: which campaign."""
+"""Arguments that several commands share: which campaign, and how it is run."""
 
 from __future__ import annotations
 
@@ -18,5 +18,16 @@ SetOption = Annotated[
         metavar="PATH=VALUE",
         default_factory=list,
         show_default=False,
+    ),
+]
+MeasureAgainOption = Annotated[
+    bool,
+    typer.Option("--measure-again", help="Time finished models again, with less going on beside."),
+]
+ChangedOption = Annotated[
+    bool,
+    typer.Option(
+        "--changed",
+        help="Go on although the spec no longer asks for some of the finished models.",
     ),
 ]

@@ -113,11 +113,10 @@ class Campaign:
             train=self.train,
         )
         for state in states:
+            resources = self.spec.resources_of(state.task)
+            site.available = cluster.wait_to_fit(resources, state.task.name, self.progress.line)
             setting = {"data": state.data.info, "hardware": hardware(site.available)}
             self.tracking.writer(state.run_id).setting(setting)
-            cluster.wait_to_fit(
-                self.spec.resources_of(state.task), state.task.name, self.progress.line
-            )
         for state in states:
             TrainingStage(site).run(state)
         for state in states:

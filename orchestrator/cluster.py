@@ -77,11 +77,7 @@ def ray_session(note: Path | None = None) -> Iterator[dict[str, Any]]:
     """
     set_environment()
     address = os.environ.get("RAY_ADDRESS")
-    on_terminate = signal.getsignal(signal.SIGTERM)
     _connect(address)
-    if threading.current_thread() is threading.main_thread():
-        # Ray takes the signal for itself and exits at once; a campaign has runs to close
-        signal.signal(signal.SIGTERM, on_terminate)
     import ray
 
     if address is None:
@@ -92,9 +88,10 @@ def ray_session(note: Path | None = None) -> Iterator[dict[str, Any]]:
         return
     job = ray.get_runtime_context().get_job_id()
     if note is not None:
-        if (earlier := remembered(note)) is not None:
+        head = _head()
+        if (earlier := remembered(note, head)) is not None:
             _free(earlier, 0.0)
-        remember(note, job)
+        remember(note, job, head)
     try:
         yield _available()
     finally:
@@ -107,18 +104,29 @@ def _connect(address: str | None) -> None:
     import ray
 
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    on_terminate = signal.getsignal(signal.SIGTERM)
     if address is not None:
         ray.init(address=address, runtime_env={"env_vars": _for_workers(address)}, **quiet)
-        return
-    with _address_for_workers():
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            resources={DRIVER: LOCAL_DRIVERS},
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=True,
-            **quiet,
-        )
+    else:
+        with _address_for_workers():
+            ray.init(
+                address="local",
+                num_cpus=len(os.sched_getaffinity(0)),
+                resources={DRIVER: LOCAL_DRIVERS},
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=True,
+                **quiet,
+            )
+    if threading.current_thread() is threading.main_thread():
+        # Ray takes the signal for itself and exits at once; a campaign has runs to close
+        signal.signal(signal.SIGTERM, on_terminate)
+
+
+def _head() -> str:
+    import ray
+
+    nodes = (node for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
+    return next((str(node["NodeID"]) for node in nodes), "")
 
 
 def _free_as_another(job: str, address: str) -> bool:
@@ -238,8 +246,11 @@ def check_fits(resources: Resources, available: dict[str, Any], task: str) -> No
             )
 
 
-def wait_to_fit(resources: Resources, task: str, say: Callable[[str], None]) -> None:
+def wait_to_fit(resources: Resources, task: str, say: Callable[[str], None]) -> dict[str, Any]:
     """Wait for machines if no trial fits the cluster that RAY_ADDRESS names: they come and go.
+
+    Returns:
+        The cluster's resources now.
 
     Raises:
         CampaignError: As by `check_fits`, after `wait_minutes`; on this machine alone at once, for
@@ -248,7 +259,9 @@ def wait_to_fit(resources: Resources, task: str, say: Callable[[str], None]) -> 
     deadline, told = time.monotonic() + 60 * resources.wait_minutes, False
     while True:
         try:
-            return check_fits(resources, _available(), task)
+            available = _available()
+            check_fits(resources, available, task)
+            return available
         except CampaignError as error:
             if not os.environ.get("RAY_ADDRESS") or time.monotonic() >= deadline:
                 raise

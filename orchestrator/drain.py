@@ -31,13 +31,25 @@ def main() -> int:
     if node is None:
         print("no node of the cluster is here", file=sys.stderr)
         return 0
-    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address]
-    command += ["--node-id", node, "--reason", REASON, "--reason-message", "the pod ends"]
-    command += ["--deadline-remaining-seconds", str(options.seconds)]
-    subprocess.run(command, check=False)
+    subprocess.run(notice(address, node, options.seconds), check=False)
     while time.monotonic() < deadline and _this_node(address, options.node_ip) == node:
         time.sleep(LOOK_EVERY_S)
     return 0
+
+
+def notice(address: str, node: str, seconds: int) -> list[str]:
+    """The command that tells Ray that a node will be gone.
+
+    Args:
+        address: Of the cluster.
+        node: The node's id.
+        seconds: Until then.
+    """
+    return [
+        *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address),
+        *("--node-id", node, "--reason", REASON, "--reason-message", "the machine is taken away"),
+        *("--deadline-remaining-seconds", str(seconds)),
+    ]
 
 
 def _this_node(address: str, ip: str | None) -> str | None:

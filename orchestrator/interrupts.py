@@ -44,8 +44,8 @@ class interruptible:
         if threading.current_thread() is threading.main_thread():
             _Request.depth, _Request.asked = 0, False
             # one that is ignored, as Ctrl-C is behind `nohup`, stays ignored
-            heard = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
-            self._before = {each: signal.signal(each, _on_signal) for each in heard}
+            taken = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+            self._before = {each: signal.signal(each, _on_signal) for each in taken}
 
     def __exit__(self, *_: object) -> None:
         _heard()

@@ -19,15 +19,23 @@ MOST = 10_000
 """Of what the state API lists at once; its own limit."""
 
 
-def remember(path: Path, job: str) -> None:
-    """Write down the job that is about to take machines, for the case that its driver dies."""
-    path.write_text(json.dumps({"job": job}), encoding="utf-8")
+def remember(path: Path, job: str, head: str) -> None:
+    """Write down the job that is about to take machines, for the case that its driver dies.
+
+    Args:
+        path: The note.
+        job: Its id on the cluster.
+        head: Id of the cluster's head node: a cluster that is started anew counts its jobs from one
+            again, and what has this id there is somebody else's.
+    """
+    path.write_text(json.dumps({"job": job, "head": head}), encoding="utf-8")
 
 
-def remembered(path: Path) -> str | None:
-    """What was written down, if it can be read."""
+def remembered(path: Path, head: str) -> str | None:
+    """The job that was written down on this cluster, if any."""
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["job"])
+        note = json.loads(path.read_text(encoding="utf-8"))
+        return str(note["job"]) if note["head"] == head else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -42,21 +50,22 @@ def free(job: str, settled_s: float = SETTLED_S) -> int:
         settled_s: Looks again until nothing was found for so long.
 
     Returns:
-        How many were removed.
+        How many were removed; one that takes its time is asked again and counts once.
 
     Raises:
         RayStateApiException, ConnectionError: The cluster's dashboard does not answer.
     """
-    removed, quiet_since = 0, time.monotonic()
+    removed: set[str] = set()
+    quiet_since = time.monotonic()
     while True:
         groups = _groups(job)
         for group in groups:
             _remove(group)
-        removed += len(groups)
+        removed.update(groups)
         if groups:
             quiet_since = time.monotonic()
         elif time.monotonic() - quiet_since >= settled_s:
-            return removed
+            return len(removed)
         time.sleep(0.5)
 
 

@@ -17,6 +17,7 @@ from orchestrator.launch import Launch
 from orchestrator.records import ModelRecord
 from orchestrator.tracking import RunWriter
 from orchestrator.tracking.journal import Journal
+from orchestrator.watchdog import hung
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,9 @@ def record_model(launch: Launch, record: ModelRecord, writer: RunWriter) -> Mode
     writer.points(journal.points, launch.metric)
     uri = writer.model(record, launch.job["task"]["kind"])
     record = replace(record, model_uri=uri)
-    writer.tags({"model_uri": uri, "export": str(home)})
+    tags = {"model_uri": uri, "export": str(home)}
+    stood = hung(launch.layout.hung(launch.key))
+    writer.tags(tags | ({"hung": stood} if stood else {}))
     writer.record(record)
     record.save(launch.layout.record(launch.key))
     # the last thing written: a FINISHED run with a record is a model that needs nothing more

@@ -68,7 +68,7 @@ class TrainingStage:
         launch = self._launch(state, key, None)
         record = self._taken_up(name, launch)
         if record is None:
-            self._run_trials(state, {name: launch}, 1)
+            self._run_trials(state, {name: launch})
             record = self._recorded(launch)
         if record is None:
             reason = state.failed[-1].reason if state.failed else "no record was left"
@@ -94,9 +94,7 @@ class TrainingStage:
                 records[plan.key] = record
         if not launches:
             return
-        resources = self.site.spec.resources_of(state.task)
-        concurrent = cluster.concurrent_trials(resources, self.site.available)
-        self._run_trials(state, launches, concurrent)
+        self._run_trials(state, launches)
         failed = {trial.key for trial in state.failed}
         for launch in launches.values():
             record = None if launch.key in failed else self._recorded(launch)
@@ -179,18 +177,18 @@ class TrainingStage:
             method_name=plan.method_name if plan else "",
         )
 
-    def _run_trials(self, state: TaskState, launches: dict[str, Launch], concurrent: int) -> None:
+    def _run_trials(self, state: TaskState, launches: dict[str, Launch]) -> None:
         """Tune runs one trial per launch; failures are kept with their reason."""
         from ray import tune
 
         resources = self.site.spec.resources_of(state.task)
-        cluster.wait_to_fit(resources, state.task.name, self.site.progress.line)
+        available = cluster.wait_to_fit(resources, state.task.name, self.site.progress.line)
         names = {launch.key: name for name, launch in launches.items()}
         tuner = tune.Tuner(
             tune.with_resources(partial(tune_trial, train=self.site.train), {cluster.DRIVER: 1}),
             param_space={"launch": tune.grid_search([asdict(v) for v in launches.values()])},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=concurrent,
+                max_concurrent_trials=cluster.concurrent_trials(resources, available),
                 # a process takes longer to start and import than a trial's bookkeeping takes
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.config["launch"]["job"]["key"],

@@ -71,8 +71,6 @@ def run_launch(launch: Launch, callbacks: list[Any], train: Train) -> ModelRecor
     writer = RunWriter(launch.tracking_uri, launch.run_id)
     try:
         record = trained(launch) or train(launch, callbacks)
-        if stood := hung(launch.layout.hung(launch.key)):
-            writer.tags({"hung": stood})
         return record_model(launch, record, writer)
     except TrackingAway:
         raise
@@ -115,7 +113,7 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord:
     layout, key = launch.layout, launch.key
     states = SnapshotStore(layout.snapshots(key))
     shutil.rmtree(layout.hung(key), ignore_errors=True)
-    patience = _Patience(states)
+    attempts = _Attempts(states)
     while True:
         # training goes on from its own snapshots; of Ray's state, what a killed attempt left is of
         # no use, and a file that Ray was writing when it died would stop the controller
@@ -123,7 +121,7 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord:
         try:
             result = _trainer(launch, callbacks).fit()
         except (ray.train.TrainingFailedError, RayActorError) as error:
-            if not patience.lasts():
+            if not attempts.another():
                 raise TrialError(_reason(launch, error), key) from error
             logger.warning("goes on from its last state: %s", _innermost(error))
         else:
@@ -146,14 +144,14 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord:
     return ModelRecord.load(layout.record(key))
 
 
-class _Patience:
-    """With machines that are lost: what counts is not how many, but how many in vain."""
+class _Attempts:
+    """On machines that may be lost: what counts is not how many, but how many in vain."""
 
     def __init__(self, states: SnapshotStore) -> None:
         self._states, self._in_vain = states, 0
         self._last = self._step()
 
-    def lasts(self) -> bool:
+    def another(self) -> bool:
         """Whether there is to be another attempt after one that failed."""
         before, self._last = self._last, self._step()
         self._in_vain = self._in_vain + 1 if self._last <= before else 1
@@ -194,7 +192,7 @@ def _trainer(launch: Launch, callbacks: list[Any]) -> Any:
         run_config=RunConfig(
             name=key,
             storage_path=str(layout.train),
-            # no restarts by Ray, which counts all that ever happened: see _Patience. The other
+            # no restarts by Ray, which counts all that ever happened: see _Attempts. The other
             # limit is finite, for Ray's default waits for ever for workers that cannot be placed
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(num_to_keep=1),

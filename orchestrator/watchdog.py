@@ -7,6 +7,7 @@ needs no lock of the interpreter, writes where every thread stood, and ends the 
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import re
@@ -55,8 +56,10 @@ class Watchdog:
         if self._file is not None:
             self._file.close()
             self._file = None
-            if not self.note.stat().st_size:
-                self.note.unlink()
+            # the trial that begins another attempt may have removed it
+            with contextlib.suppress(FileNotFoundError):
+                if not self.note.stat().st_size:
+                    self.note.unlink()
 
     def _set(self) -> None:
         faulthandler.dump_traceback_later(self.limit_s, file=self._file or sys.stderr, exit=True)

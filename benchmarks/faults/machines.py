@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,8 @@ from typing import Any
 
 import psutil
 
-from tests.orchestrator.tracking.server import Server
+from orchestrator.drain import notice
+from tests.orchestrator.tracking.server import Server, free_port
 
 NODES = 2
 """With one CPU each; the head has none, only the trials' own processes."""
@@ -70,16 +70,8 @@ class Machines:
 
     def drain_node(self, node: Any, seconds: int) -> None:
         """The notice that a cloud gives before it takes a machine away."""
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "ray.scripts.scripts", "drain-node"),
-                *("--address", self._cluster.address, "--node-id", node.node_id),
-                *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"),
-                *("--deadline-remaining-seconds", str(seconds)),
-            ],
-            check=True,
-            capture_output=True,
-        )
+        command = notice(self._cluster.address, node.node_id, seconds)
+        subprocess.run(command, check=True, capture_output=True)
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Of all nodes, those whose title begins so: Ray names them by what they run."""
@@ -132,12 +124,6 @@ def _titled(parent: int, title: str) -> list[psutil.Process]:
     except psutil.Error:
         pass
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Any, seconds: float) -> Any:

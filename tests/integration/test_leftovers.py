@@ -13,9 +13,9 @@ from tests.integration.conftest import environment
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ON_A_CLUSTER = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
-from orchestrator.cluster import ray_session, set_environment
+from orchestrator.cluster import _head, ray_session, set_environment
 from orchestrator.leftovers import remember, remembered
 set_environment()
 import ray
@@ -25,6 +25,7 @@ from ray.util.placement_group import placement_group
 note, head = Path(sys.argv[1]), {"num_cpus": 2, "include_dashboard": True, "dashboard_port": 0}
 cluster = Cluster(initialize_head=True, head_node_args=head)
 os.environ["RAY_ADDRESS"] = cluster.address
+on_terminate = signal.getsignal(signal.SIGTERM)
 
 def take():
     ray.get(placement_group([{"CPU": 2}], lifetime="detached").ready())
@@ -33,22 +34,25 @@ def take():
 # ended in order: by the session itself
 with ray_session(note):
     first = take()
-    assert remembered(note) == first
+    assert remembered(note, _head()) == first
+    assert remembered(note, "another cluster") is None
 assert not note.exists()
+# whoever has runs to close afterwards still hears of SIGTERM, and Ray does not take it
+assert signal.getsignal(signal.SIGTERM) is on_terminate
 # killed: by the next session, from what was written down
 ray.init(address=cluster.address, log_to_driver=False)
-remember(note, take())
+head = _head()
+remember(note, take(), head)
 ray.shutdown()
 with ray_session(note) as there:
     assert there["CPU"] == 2
     assert ray.available_resources().get("CPU") == 2, ray.available_resources()
     assert ray.get_runtime_context().get_job_id() != first
-    # and nobody else's
-    other = take()
+    take()
+# nobody else's: a job of this number on a cluster of before
 ray.init(address=cluster.address, log_to_driver=False)
 assert ray.available_resources().get("CPU") == 2
-mine = take()
-note.unlink(missing_ok=True)
+remember(note, take(), "another cluster")
 ray.shutdown()
 with ray_session(note):
     assert "CPU" not in ray.available_resources()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
 from orchestrator.cluster import set_environment, wait_to_fit
+from orchestrator.drain import notice
 from orchestrator.errors import CampaignError
 from orchestrator.spec import Resources
 set_environment()
@@ -74,6 +75,7 @@ while not said:
 both = [cluster.add_node(num_cpus=1) for _ in range(2)]
 waiting.join(60)
 assert not waiting.is_alive()
+assert wait_to_fit(Resources(), "small", said.append)["CPU"] == 2
 assert "needs 1 CPU, the cluster has 0" in said[0] and "15 minutes" in said[0], said
 try:
     wait_to_fit(Resources(workers=9, wait_minutes=0), "small", said.append)
@@ -88,10 +90,7 @@ def take_away():
         time.sleep(0.1)
     name = Path(config["nodes"]).read_text().strip()
     (taken,) = [node for node in both if node.node_id == name]
-    subprocess.run(
-        [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address,
-         "--node-id", name, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
-         "--reason-message", "spot", "--deadline-remaining-seconds", "120"], check=True)
+    subprocess.run(notice(cluster.address, name, 120), check=True)
     while not any(path.name.isdigit() for path in states.glob("*")):
         time.sleep(0.1)
     cluster.remove_node(taken, allow_graceful=False)

@@ -93,6 +93,17 @@ WORDS = {
 }
 
 
+def docs_task(name: str, steps: int) -> dict[str, Any]:
+    """A task as a spec has it, whose data are on every machine."""
+    return {
+        "name": name,
+        "kind": "language-modelling",
+        "data": {"source": "python-docs"},
+        "model": GPT2,
+        "dense": {"steps": steps, "learning_rate": 1e-3},
+    }
+
+
 def with_config(model: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return model | {"config": model["config"] | fields}
 

@@ -17,15 +17,9 @@ from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec
 from orchestrator.tracking import Tracking
 from tests.orchestrator.record_factory import make_dense, make_trial
-from tests.orchestrator.small import GPT2
+from tests.orchestrator.small import GPT2, docs_task
 
-TASK: dict[str, Any] = {
-    "name": "lm",
-    "kind": "language-modelling",
-    "data": {"source": "python-docs"},
-    "model": GPT2,
-    "dense": {"steps": 10, "learning_rate": 1e-3},
-}
+TASK = docs_task("lm", steps=10)
 SPEC: dict[str, Any] = {
     "name": "changing",
     "tasks": [TASK],

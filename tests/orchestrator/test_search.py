@@ -25,15 +25,9 @@ from orchestrator.search import (
     trial_key,
 )
 from orchestrator.spec import CampaignSpec
-from tests.orchestrator.small import GPT2
+from tests.orchestrator.small import GPT2, docs_task
 
-TASK = {
-    "name": "lm",
-    "kind": "language-modelling",
-    "data": {"source": "python-docs"},
-    "model": GPT2,
-    "dense": {"steps": 10, "learning_rate": 1e-3},
-}
+TASK = docs_task("lm", steps=10)
 SPEC: dict[str, Any] = {
     "name": "search",
     "seed": 7,

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from orchestrator import flavor, serving
 from orchestrator.errors import RegistryError
 from orchestrator.tracking import RunWriter, Tracking
 from tests.orchestrator.small import Family
+from tests.orchestrator.tracking.server import free_port
 
 PROMPTS = ["1 ab", "cab", "a" * 100]
 """The last is longer than the model's 32 positions."""
@@ -234,9 +234,7 @@ def test_a_server_answers_over_http_like_the_model_in_process(
     tracking = Tracking(store, "campaign", tmp_path / "artifacts")
     writer = RunWriter(store, tracking.model_run("served", "p", "n", {}, {}))
     uri = writer.model(classes.trials[0], classes.task.kind)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     # the server finds its own programs by name

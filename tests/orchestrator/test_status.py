@@ -17,18 +17,11 @@ from orchestrator.tracking import Tracking
 from orchestrator.tracking.journal import Stamped
 from orchestrator.tracking.reading import RunReader
 from tests.orchestrator.record_factory import make_trials
-from tests.orchestrator.small import GPT2
+from tests.orchestrator.small import docs_task
 
-TASK: dict[str, Any] = {
-    "name": "letters",
-    "kind": "language-modelling",
-    "data": {"source": "python-docs"},
-    "model": GPT2,
-    "dense": {"steps": 40, "learning_rate": 1e-3},
-}
 SPEC: dict[str, Any] = {
     "name": "standing",
-    "tasks": [TASK],
+    "tasks": [docs_task("letters", steps=40)],
     "method": {"kind": "low-rank", "steps": 25},
     "search": {"density": [0.5, 0.25], "repeats": 2},
     "resources": {"concurrent_trials": 2},

@@ -73,7 +73,7 @@ class Cluster:
     vanishes: Callable[[Launch], bool] = lambda launch: False
     rounds: list[list[Launch]] = field(default_factory=list)
 
-    def run_trials(self, state: TaskState, launches: dict[str, Launch], concurrent: int) -> None:
+    def run_trials(self, state: TaskState, launches: dict[str, Launch]) -> None:
         self.rounds.append(list(launches.values()))
         for launch in launches.values():
             if self.fails(launch):

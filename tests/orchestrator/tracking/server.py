@@ -13,6 +13,13 @@ from pathlib import Path
 import requests
 
 
+def free_port() -> int:
+    """On this machine, for a server of a test's own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Server:
     """`mlflow server` on a port of its own, with its database and artifacts in a folder.
 
@@ -26,9 +33,7 @@ class Server:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.workers = folder, workers
         self.database = database or f"sqlite:///{folder}/mlflow.db"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 

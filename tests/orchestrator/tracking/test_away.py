@@ -57,6 +57,10 @@ def test_training_goes_on_and_nothing_is_lost(server: Server, launch: Launch):
     on_disk = Journal(launch.layout.journal(launch.key)).points
     assert [each.point for each in on_disk] == record.curve
 
+    # a worker of it hung: that is told by whoever writes the run
+    note = launch.layout.hung(launch.key) / "worker0.txt"
+    note.parent.mkdir(parents=True)
+    note.write_text('Timeout (0:30:00)!\nThread 1:\n  File "/x/steps.py", line 7 in run_job\n')
     # who trained it does not wait for ever, and leaves it to who can
     hasty = RunWriter(launch.tracking_uri, launch.run_id, Patience(launch.tracking_uri, 1))
     with pytest.raises(TrackingAway):
@@ -76,6 +80,7 @@ def test_training_goes_on_and_nothing_is_lost(server: Server, launch: Launch):
     run = MlflowClient(launch.tracking_uri).get_run(launch.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["size/num_parameters"] == record.size.num_parameters
+    assert run.data.tags["hung"].startswith("worker0 in run_job (steps.py:7)")
     assert recorded.model_uri is not None
     assert ModelRecord.load(launch.layout.record(launch.key)) == recorded
     assert not launch.layout.journal(launch.key).exists()
