@@ -15,7 +15,9 @@ from typing import TextIO
 from orchestrator.errors import StorageError
 from orchestrator.records import RECORD
 
-LOCK_TRIES = 3
+LOCK_TRIES, LOCK_PAUSE_S = 50, 0.02
+"""Who only looks holds the lock for microseconds, another driver for hours: a second tells them
+apart, however often somebody looks."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def _lock(file: TextIO) -> None:
     for _ in range(LOCK_TRIES - 1):
         with suppress(BlockingIOError):
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(0.1)
+        time.sleep(LOCK_PAUSE_S)
     return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
