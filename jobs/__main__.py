@@ -13,14 +13,14 @@ from typing import Annotated
 import typer
 
 from jobs import bench_options as options
-from jobs import job_app
-from jobs.spec_options import ChangedOption, MeasureAgainOption, SetOption, SpecArgument
-
-TaskOption = Annotated[
-    str | None,
-    typer.Option("--task", help="Name of a task of the spec; may be left out if there is one."),
-]
-
+from jobs import job_app, registry_app
+from jobs.spec_options import (
+    ChangedOption,
+    MeasureAgainOption,
+    SetOption,
+    SpecArgument,
+    TaskOption,
+)
 
 app = typer.Typer(
     name="lowrank",
@@ -163,30 +163,7 @@ def results(
     _exit(command, spec, set_, task, out)
 
 
-@app.command()
-def promote(
-    spec: SpecArgument,
-    set_: SetOption,
-    task: TaskOption = None,
-    version: Annotated[
-        str | None, typer.Option(help="Registry version; by default the candidate.")
-    ] = None,
-    skip_gates: Annotated[
-        bool, typer.Option("--skip-gates", help="Promote even if a gate of the spec fails.")
-    ] = False,
-) -> None:
-    """Make a registered model the champion, after fetching and evaluating it again."""
-    from jobs.commands import promote as command
-
-    _exit(command, spec, set_, task, version, skip_gates)
-
-
-@app.command()
-def rollback(spec: SpecArgument, set_: SetOption, task: TaskOption = None) -> None:
-    """Give the champion's place back to the version that held it before."""
-    from jobs.commands import rollback as command
-
-    _exit(command, spec, set_, task)
+registry_app.add_to(app)
 
 
 @app.command()

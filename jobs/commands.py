@@ -96,7 +96,7 @@ def results(path: Path, overrides: Sequence[str], task_name: str | None, out: Pa
     from orchestrator.tracking.reading import RunReader
 
     spec = load_spec(path, overrides)
-    tasks = [_task(spec, task_name)] if task_name else spec.tasks
+    tasks = [task_of(spec, task_name)] if task_name else spec.tasks
     if out.suffix != ".md":
         raise CampaignError(f"--out must name a file that ends in .md, got {out}")
     read_notes(out)  # a file that may not be replaced is told of before the records are read
@@ -119,67 +119,6 @@ def results(path: Path, overrides: Sequence[str], task_name: str | None, out: Pa
     return 0
 
 
-def promote(
-    path: Path,
-    overrides: Sequence[str],
-    task_name: str | None,
-    version: str | None,
-    skip_gates: bool,
-) -> int:
-    """Champion by hand: the candidate, or any version of the campaign."""
-    from orchestrator.layout import Layout
-    from orchestrator.promotion import promote_version, registered_name
-    from orchestrator.records import CampaignResult
-    from orchestrator.registry import CANDIDATE
-
-    spec = load_spec(path, overrides)
-    task = _task(spec, task_name)
-    name, registry = registered_name(spec, task.name), _registry(spec)
-    version = version or registry.version(name, CANDIDATE)
-    if version is None:
-        raise CampaignError(f"model {name!r} has no candidate: lowrank run {path}")
-    key = registry.tags(name, version).get("lowrank.key")
-    layout = Layout(Path(spec.storage), spec.name)
-    if not layout.result.exists():
-        raise CampaignError(f"campaign {spec.name!r} has no result in {layout.root}")
-    results = {r.task: r for r in CampaignResult.load(layout.result).tasks}
-    result = results.get(task.name)
-    record = next((r for r in result.trials if r.key == key), None) if result else None
-    if result is None or record is None:
-        raise CampaignError(
-            f"version {version} of {name!r} (trial {key}) is not of this campaign's last result"
-        )
-    if skip_gates:
-        spec = spec.model_copy(update={"promote": spec.promote.model_copy(update={"gates": []})})
-    data = _data_folder(layout, task)
-    outcome = promote_version(
-        spec,
-        task,
-        name,
-        version,
-        record,
-        result.dense,
-        data,
-        registry,
-        lambda function, *args: function(*args),
-    )
-    for check in outcome.checks:
-        say(f"  {'pass' if check['passed'] else 'FAIL'}  {check['rule']}: {check['value']}")
-    say(outcome.sentence)
-    return 0 if outcome.promoted else 1
-
-
-def rollback(path: Path, overrides: Sequence[str], task_name: str | None) -> int:
-    """Swap champion and previous."""
-    from orchestrator.promotion import registered_name
-
-    spec = load_spec(path, overrides)
-    name = registered_name(spec, _task(spec, task_name).name)
-    now, before = _registry(spec).rollback(name)
-    say(f"{name}: version {now} is champion again, version {before} is previous")
-    return 0
-
-
 def compress(
     path: Path,
     overrides: Sequence[str],
@@ -192,7 +131,7 @@ def compress(
     from orchestrator.compress import compress_one
 
     spec = load_spec(path, overrides)
-    task = _task(spec, task_name)
+    task = task_of(spec, task_name)
     if density is not None:
         check_density(density)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -280,7 +219,8 @@ def _tables(result: Any) -> None:
             say(task.promotion.sentence)
 
 
-def _task(spec: CampaignSpec, name: str | None) -> Any:
+def task_of(spec: CampaignSpec, name: str | None) -> Any:
+    """A task by its name, or the only one."""
     if name is not None:
         try:
             return spec.task(name)
@@ -290,21 +230,3 @@ def _task(spec: CampaignSpec, name: str | None) -> Any:
         names = ", ".join(task.name for task in spec.tasks)
         raise CampaignError(f"--task is needed, the spec has {len(spec.tasks)}: {names}")
     return spec.tasks[0]
-
-
-def _registry(spec: CampaignSpec) -> Any:
-    from orchestrator.registry import Registry
-    from orchestrator.tracking import default_tracking_uri
-
-    tracking = spec.tracking.uri or default_tracking_uri(spec.storage)
-    uri = spec.tracking.registry or tracking
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise CampaignError(f"there is no registry at {uri} yet: lowrank run first")
-    return Registry(uri, tracking)
-
-
-def _data_folder(layout: Any, task: Any) -> str:
-    from orchestrator.data.prepare import prepare_data
-    from orchestrator.models import resolve_pretrained
-
-    return str(prepare_data(task, layout.cache, resolve_pretrained(task.model)).folder)

@@ -31,3 +31,7 @@ ChangedOption = Annotated[
         help="Go on although the spec no longer asks for some of the finished models.",
     ),
 ]
+TaskOption = Annotated[
+    str | None,
+    typer.Option("--task", help="Name of a task of the spec; may be left out if there is one."),
+]

@@ -15,7 +15,8 @@ from orchestrator.errors import CampaignError
 from orchestrator.front.across import across_tasks
 from orchestrator.front.assess import noisy_front
 from orchestrator.front.figures import NoisyFront
-from orchestrator.promotion import register_and_promote, registered_name
+from orchestrator.promotion import Case, register_and_promote
+from orchestrator.promotion.card import model_card
 from orchestrator.records import CampaignResult, Promotion, TaskResult
 from orchestrator.registry import Registry
 from orchestrator.report import write_front_figure, write_report
@@ -64,25 +65,27 @@ def _promote(site: Site, state: TaskState, result: TaskResult, registry_uri: str
     chosen = next((r for r in state.trials if r.key == result.choice.key), None)
     if chosen is None:
         return result
+    case = Case(
+        spec=site.spec,
+        task=state.task,
+        record=chosen,
+        dense=result.dense,
+        data=str(state.data.folder),
+        data_hash=state.data.content_hash,
+        why=result.choice.sentence,
+    )
     try:
         # every step of it looks first whether it is done, so all of it can be done again
         promotion = site.tracking.patience.ask(
-            register_and_promote,
-            site.spec,
-            state.task,
-            chosen,
-            result.dense,
-            str(state.data.folder),
-            result.choice.sentence,
-            Registry(registry_uri, site.tracking.uri),
-            cluster.run_alone,
+            register_and_promote, case, Registry(registry_uri, site.tracking.uri), cluster.run_alone
         )
     except (CampaignError, LowRankError, RayTaskError) as error:
         # the trials' results stand whatever the registry does: they are reported, with this
-        name = registered_name(site.spec, state.task.name)
-        sentence = f"{name} was not promoted: {error}"
-        promotion = Promotion(model=name, version=None, promoted=False, sentence=sentence)
+        sentence = f"{case.name} was not promoted: {error}"
+        promotion = Promotion(model=case.name, version=None, promoted=False, sentence=sentence)
     site.progress.line(f"{state.task.name}: {promotion.sentence}")
+    card = site.layout.card(state.task.name)
+    card.write_text(model_card(case, promotion), encoding="utf-8")
     return replace(result, promotion=promotion)
 
 
@@ -92,8 +95,10 @@ def _publish(site: Site, states: list[TaskState], campaign: CampaignResult) -> N
         writer = site.tracking.writer(state.run_id)
         figure = site.layout.root / f"front-{result.task}.png"
         write_front_figure(result, figure)
-        for path in (figure, site.layout.report, site.layout.result):
-            writer.artifact(path)
+        card = site.layout.card(result.task)
+        for path in (figure, site.layout.report, site.layout.result, card):
+            if path.exists():  # without a choice there is no card
+                writer.artifact(path)
         metric = result.dense.metric.name
         writer.metrics({f"dense/test_{metric}": result.dense.test[metric]})
         writer.metrics({f"dense/validation_{metric}": result.dense.quality})

@@ -29,6 +29,7 @@ class Layout:
       cache/                           prepared data, by content hash
       CAMPAIGN/
         spec.yaml, result.json, report.html
+        card-TASK.md                   of the chosen model
         models/KEY/                    exported model and its record.json
         snapshots/KEY/                 states of a training that is not finished, to go on from
         journal/KEY.jsonl              its curve, until all of it is in MLflow
@@ -63,6 +64,9 @@ class Layout:
     @property
     def report(self) -> Path:
         return self.root / "report.html"
+
+    def card(self, task: str) -> Path:
+        return self.root / f"card-{task}.md"
 
     @property
     def train(self) -> Path:

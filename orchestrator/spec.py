@@ -271,6 +271,16 @@ class PromoteSpec(Block):
     most the 256 characters that MLflow's database has for it."""
     gates: list[str] = Field(default_factory=list)
     """Rules that the downloaded model must meet on test."""
+    load_test: int = Field(0, ge=0, le=100_000)
+    """Requests that the downloaded model must answer through MLflow's generic flavour, four at a
+    time, each as the first; 0 leaves it out."""
+    license: str | None = Field(None, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")
+    """Identifier such as apache-2.0, for the model's card; by default that of the pretrained model,
+    where its folder says one."""
+    require_license: bool = False
+    """Whether a model without one may not become champion."""
+    approval: bool = False
+    """Whether what passes waits for a person, who says `lowrank promote`."""
 
     @field_validator("gates")
     @classmethod
@@ -413,6 +423,9 @@ class CampaignSpec(Block):
         for name in ("epsilon", "reference_drop"):
             if not values["select"][name]:
                 del values["select"][name]
+        for name in ("load_test", "license", "require_license", "approval"):
+            if not values["promote"][name]:
+                del values["promote"][name]
         return content_hash(values)
 
 

@@ -1,3 +1,4 @@
+from tests.jobs.command import lowrank  # noqa: F401
 from tests.orchestrator.fixtures import (  # noqa: F401
     bare_environment,
     classes,

@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import Result
-from typer.testing import CliRunner
 
-from jobs.__main__ import app
 from lowrank.hf import load_pretrained
-from orchestrator.layout import Layout
-from orchestrator.promotion import registered_name
-from orchestrator.records import CampaignResult, Choice, ModelRecord
-from orchestrator.registry import CHAMPION, Registry
+from orchestrator.records import ModelRecord
 from orchestrator.search import dense_key
-from orchestrator.spec_io import dump_spec, load_spec
+from orchestrator.spec_io import load_spec
 from orchestrator.tracking import RunWriter, Tracking
+from tests.jobs.command import Lowrank, refused
 from tests.jobs.specs import line_of, write_spec
-from tests.orchestrator.record_factory import make_campaign, make_dense, make_task_result
+from tests.orchestrator.record_factory import make_dense
 from tests.orchestrator.small import Family
-
-Lowrank = Callable[..., Result]
-
-
-@pytest.fixture
-def lowrank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lowrank:
-    """The command, in an empty folder of its own."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-
-    def call(*words: object) -> Result:
-        result = CliRunner().invoke(app, [str(word) for word in words])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return call
 
 
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
     return write_spec(tmp_path)
-
-
-def refused(result: Result, code: int) -> str:
-    """The message of a command that must have failed with nothing else said."""
-    assert (result.exit_code, result.stdout) == (code, "")
-    assert result.stderr.startswith("error ")
-    assert "Traceback" not in result.stderr
-    return result.stderr.removeprefix("error ").rstrip("\n")
 
 
 class TestValidate:
@@ -346,92 +313,3 @@ class TestRun:
         assert "method of task letters: transformer.h.0.attn: heads and neurons are pruned" in shown
         assert "transformer.h.0.attn.c_proj did not, or is tied" in shown
         assert not list((tmp_path / "runs").glob("**/*.safetensors"))
-
-
-class TestAfterARun:
-    """A finished campaign is laid out by hand: two registered models of one task."""
-
-    @pytest.fixture
-    def finished(self, store: str, tmp_path: Path, lm: Family) -> Path:
-        path = tmp_path / "spec.yaml"
-        family_spec = {
-            "name": "campaign",
-            "storage": str(tmp_path),
-            "tasks": [lm.task.model_dump()],
-            "search": {"density": [0.5, 0.25]},
-            "promote": {"gates": ["density <= 30%"]},
-        }
-        from orchestrator.spec import CampaignSpec
-
-        path.write_text(dump_spec(CampaignSpec.model_validate(family_spec)))
-        spec = load_spec(path)
-        layout = Layout(tmp_path, "campaign")
-        layout.create()
-        tracking = Tracking(store, "campaign", layout.artifacts)
-        registry = Registry(store)
-        name = registered_name(spec, lm.task.name)
-        trials = []
-        for record in lm.trials:
-            run = tracking.model_run(record.key, "p", record.key, {}, {})
-            uri = RunWriter(store, run).model(record, lm.task.kind)
-            trials.append(replace(record, mlflow_run_id=run, model_uri=uri))
-            registry.set_candidate(name, registry.register(name, trials[-1], {}))
-        choice = Choice(
-            key=trials[1].key, sentence="the smaller one", front=[trials[1].key], passed=[]
-        )
-        result = make_task_result(
-            trials, lm.dense, choice, "language-modelling", promotion=None, failed=[]
-        )
-        make_campaign([result], name="campaign").save(layout.result)
-        return path
-
-    def test_report(self, lowrank: Lowrank, finished: Path):
-        result = lowrank("report", finished)
-        assert result.exit_code == 0
-        assert "the smaller one" in result.stdout
-        report = finished.parent / "campaign" / "report.html"
-        assert result.stdout.splitlines()[-1] == f"report   {report}"
-        assert report.read_text().startswith("<!")
-
-    def test_the_candidate_becomes_champion_and_goes_back(
-        self, lowrank: Lowrank, finished: Path, store: str
-    ):
-        name = "campaign-lm"
-        result = lowrank("promote", finished)
-        assert result.exit_code == 0, result.stderr
-        lines = result.stdout.splitlines()
-        assert [line.split()[0] for line in lines[:4]] == ["pass"] * 4
-        assert lines[-1] == f"{name} version 2 is champion: all 4 checks passed"
-
-        result = lowrank("promote", finished, "--version", "1")
-        assert result.exit_code == 1, "50 % is more than the gate allows"
-        assert "FAIL  density <= 30%" in result.stdout
-        assert "stays candidate: density <= 30% must hold, got " in result.stdout
-        assert Registry(store).version(name, CHAMPION) == "2"
-        assert "'previous'" in refused(lowrank("rollback", finished), 1)
-
-        result = lowrank("promote", finished, "--version", "1", "--skip-gates")
-        assert result.exit_code == 0
-        assert "version 2 is kept as previous" in result.stdout
-        result = lowrank("rollback", finished)
-        assert result.stdout == f"{name}: version 2 is champion again, version 1 is previous\n"
-        assert Registry(store).version(name, CHAMPION) == "2"
-
-    def test_versions_of_nobody(self, lowrank: Lowrank, finished: Path):
-        shown = refused(lowrank("promote", finished, "--version", "7"), 1)
-        assert shown.startswith("no version 7 of model 'campaign-lm' in sqlite:///")
-
-    def test_a_version_of_another_result(self, lowrank: Lowrank, finished: Path):
-        path = finished.parent / "campaign" / "result.json"
-        result = CampaignResult.load(path)
-        task = replace(result.tasks[0], trials=result.tasks[0].trials[:1])
-        replace(result, tasks=[task]).save(path)
-        shown = refused(lowrank("promote", finished), 1)
-        assert "version 2 of 'campaign-lm'" in shown
-        assert "is not of this campaign's last result" in shown
-
-    def test_a_damaged_artifact_in_a_sentence(self, lowrank: Lowrank, finished: Path):
-        for path in (finished.parent / "mlflow-artifacts").rglob("lowrank.json"):
-            manifest = json.loads(path.read_text()) | {"weights_sha256": "0" * 64}
-            path.write_text(json.dumps(manifest))
-        assert "SHA-256 is" in refused(lowrank("promote", finished), 1)

@@ -15,7 +15,7 @@ from lowrank.distillation import hidden_loss
 from lowrank.hf import load_pretrained, load_tokenizer
 from lowrank.surgery import find_layers
 from orchestrator.models import build_model, takes_token_types
-from orchestrator.promotion import evaluate_artifact
+from orchestrator.promotion.checks import evaluate_artifact
 from orchestrator.spec import AnyTask, MethodSpec, ModelSpec
 from orchestrator.tasks import Distillation, TrainingTask, make_task
 from tests.orchestrator.data.tasks import classification_task, table, table_files
@@ -130,10 +130,8 @@ def test_a_whole_job(name: str, kind: str, tmp_path: Path):
     dense = train_to(tmp_path / "dense", make_job(spec, task.data, how))
     record = train_to(tmp_path / "small", make_job(spec, task.data, how, dense.export))
     assert record.size.num_prunable <= 0.5 * dense.size.num_prunable
-    test, size, broken = evaluate_artifact(record.export, spec, str(task.data.folder))
-    assert test == record.test
-    assert size == record.size
-    assert broken is None
+    found = evaluate_artifact(record.export, spec, str(task.data.folder))
+    assert (found.test, found.size, found.broken) == (record.test, record.size, None)
     model, original = load_pretrained(record.export), load_pretrained(dense.export)
     for head in HEADS[name]:
         assert type(model.get_submodule(head)) is nn.Linear

@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from lowrank.errors import ExportError
 from lowrank.export import sha256_of
-from orchestrator.promotion import evaluate_artifact, register_and_promote, registered_name
+from orchestrator.promotion import Case, promote_version, register_and_promote, registered_name
+from orchestrator.promotion.checks import Evidence, evaluate_artifact
 from orchestrator.records import ModelRecord, Promotion
 from orchestrator.registry import CANDIDATE, CHAMPION, PREVIOUS, Registry
 from orchestrator.spec import CampaignSpec
 from orchestrator.tracking import RunWriter, Tracking
+from orchestrator.wording import count
 from tests.orchestrator.small import Family
 
 
@@ -41,28 +44,30 @@ class Desk:
         uri = RunWriter(self.tracking.uri, run).model(record, self.family.task.kind)
         return replace(record, mlflow_run_id=run, model_uri=uri)
 
-    def spec(self, *gates: str) -> CampaignSpec:
+    def spec(self, *gates: str, **promote: Any) -> CampaignSpec:
         return CampaignSpec.model_validate(
             {
                 "name": "campaign",
                 "tasks": [self.family.task.model_dump()],
                 "search": {"density": [0.5, 0.25]},
-                "promote": {"gates": list(gates)},
+                "promote": {"gates": list(gates)} | promote,
             }
         )
 
-    def submit(self, record: ModelRecord, *gates: str) -> Promotion:
-        spec = self.spec(*gates)
-        return register_and_promote(
-            spec,
-            spec.tasks[0],
-            record,
-            self.family.dense,
-            str(self.family.data.folder),
-            "smallest of 2",
-            self.registry,
-            here,
+    def case(self, record: ModelRecord, *gates: str, **promote: Any) -> Case:
+        spec = self.spec(*gates, **promote)
+        return Case(
+            spec=spec,
+            task=spec.tasks[0],
+            record=record,
+            dense=self.family.dense,
+            data=str(self.family.data.folder),
+            data_hash=self.family.data.content_hash,
+            why="smallest of 2",
         )
+
+    def submit(self, record: ModelRecord, *gates: str, **promote: Any) -> Promotion:
+        return register_and_promote(self.case(record, *gates, **promote), self.registry, here)
 
     def aliases(self) -> list[str | None]:
         name = f"campaign-{self.family.task.name}"
@@ -207,23 +212,11 @@ def test_a_figure_that_is_not_finite_neither_passes_nor_breaks_the_record(desk: 
     record = desk.logged(0)
     name = record.metric.name
 
-    def broken(*_: Any) -> Any:
-        test, size, contract = evaluate_artifact(
-            record.export, desk.family.task, str(desk.family.data.folder)
-        )
-        return test | {name: math.nan}, size, contract
+    def broken(*_: Any) -> Evidence:
+        found = evaluate_artifact(record.export, desk.family.task, str(desk.family.data.folder))
+        return replace(found, test=found.test | {name: math.nan})
 
-    spec = desk.spec()
-    outcome = register_and_promote(
-        spec,
-        spec.tasks[0],
-        record,
-        desk.family.dense,
-        "",
-        "",
-        desk.registry,
-        lambda function, *args: broken(),
-    )
+    outcome = register_and_promote(desk.case(record), desk.registry, broken)
     assert not outcome.promoted
     json.dumps(outcome.reproduced, allow_nan=False)
 
@@ -238,3 +231,89 @@ def test_the_name_of_a_model_follows_the_spec(lm: Family):
         }
     )
     assert registered_name(spec, "lm") == "shop-lm-of-campaign"
+
+
+def test_each_gate_fails_with_its_message(desk: Desk):
+    """Quality, speed, size, license, and the artifact's own answers under load."""
+    record = desk.logged(0)
+    outcome = desk.submit(
+        record,
+        "quality_drop <= -90%",
+        "speedup >= 1.2 @ batch 32",
+        "bytes <= 1 kB",
+        require_license=True,
+    )
+    name = f"campaign-{desk.family.task.name}"
+    failed = [check for check in outcome.checks if not check["passed"]]
+    assert [check["rule"] for check in failed] == [
+        "the model states its license",
+        "quality_drop <= -90%",
+        "speedup >= 1.2 @ batch 32",
+        "bytes <= 1 kB",
+    ]
+    assert failed[0]["value"] == "none"
+    assert outcome.sentence.startswith(
+        f"{name} version 1 stays candidate: the model states its license must hold, got none; "
+    )
+    assert desk.aliases() == ["1", None, None]
+    (event,) = desk.registry.trail(name)
+    assert (event.action, event.version, event.why) == ("refuse", "1", outcome.sentence)
+    desk.submit(record, "bytes <= 1 kB", require_license=True, license="apache-2.0")
+    assert len(desk.registry.trail(name)) == 2
+    assert desk.registry.tags(name, "1")["license"] == "apache-2.0"
+
+
+def test_what_passes_waits_where_a_person_must_approve(desk: Desk):
+    record = desk.logged(0)
+    outcome = desk.submit(record, approval=True)
+    name = f"campaign-{desk.family.task.name}"
+    assert not outcome.promoted
+    assert outcome.sentence == (
+        f"{name} version 1 waits for approval: all 3 checks passed; a person says "
+        f"`lowrank promote SPEC --task {desk.family.task.name}`"
+    )
+    assert desk.submit(record, approval=True).sentence == outcome.sentence
+    assert desk.aliases() == ["1", None, None]
+    assert [event.action for event in desk.registry.trail(name)] == ["wait"]
+
+    case = desk.case(record, approval=True)
+    approved = promote_version(case, name, "1", desk.registry, here, approved=True)
+    assert approved.promoted
+    assert desk.aliases() == ["1", "1", None]
+    # the same campaign again does not ask again for what a person has approved
+    assert desk.submit(record, approval=True).promoted
+    assert [event.action for event in desk.registry.trail(name)] == ["wait", "promote"]
+
+
+@pytest.mark.slow
+def test_the_load_test_asks_the_artifact_itself(desk: Desk):
+    record = desk.logged(0)
+    outcome = desk.submit(record, load_test=6)
+    (check,) = (c for c in outcome.checks if "load test" in c["rule"])
+    assert check["passed"], check
+    assert check["value"].startswith("6 requests, median ")
+    # its code, as it was logged, no longer works
+    code = desk.artifact(record).parents[1] / "code" / "lowrank" / "hf.py"
+    code.write_text("raise ImportError('no such thing')")
+    outcome = desk.submit(record, load_test=6)
+    (check,) = (c for c in outcome.checks if "load test" in c["rule"])
+    assert not check["passed"]
+    assert "the load test ended with 1: ImportError: no such thing" in outcome.sentence
+
+
+def test_the_card_of_a_version(desk: Desk):
+    record = desk.logged(0)
+    outcome = desk.submit(record, "density <= 50%", license="apache-2.0")
+    name = f"campaign-{desk.family.task.name}"
+    card = desk.registry.client.get_model_version(name, "1").description
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "apache-2.0"
+    assert front["library_name"] == "transformers"
+    (result,) = front["model-index"][0]["results"]
+    found = {each["type"]: each["value"] for each in result["metrics"]}
+    assert found == pytest.approx(record.test, abs=1e-6)
+    assert f"| parameters | {count(desk.family.dense.size.num_parameters)} | " in card
+    for check in outcome.checks:
+        assert f"- passed: {check['rule']} ({check['value']})" in card
+    assert f"| data_hash | `{desk.family.data.content_hash}` |" in card
+    assert f"| dense.key | `{desk.family.dense.key}` |" in card

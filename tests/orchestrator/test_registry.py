@@ -114,8 +114,10 @@ def test_nothing_to_go_back_to(registry: Registry, logged: list[ModelRecord]):
 def test_a_download_is_the_export(registry: Registry, logged: list[ModelRecord], tmp_path: Path):
     version = registry.register(NAME, logged[1], {})
     (tmp_path / "fetched").mkdir()
-    folder = registry.download(NAME, version, tmp_path / "fetched")
-    assert folder.is_relative_to(tmp_path / "fetched")
+    root, folder = registry.download(NAME, version, tmp_path / "fetched")
+    assert folder.is_relative_to(root)
+    assert root.is_relative_to(tmp_path / "fetched")
+    assert (root / "MLmodel").exists()
     exported = Path(logged[1].export)
     for path in exported.rglob("*"):
         if path.is_file():

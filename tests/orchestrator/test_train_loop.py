@@ -41,15 +41,15 @@ from tests.orchestrator.small import (
 
 EVALUATE = """
 import json, sys
-from orchestrator.promotion import evaluate_artifact
+from orchestrator.promotion.checks import evaluate_artifact
 from orchestrator.spec import Task
 from pydantic import TypeAdapter
 import torch
 torch.set_num_threads(1)
 for job in json.load(sys.stdin):
     task = TypeAdapter(Task).validate_python(job["task"])
-    test, _, _ = evaluate_artifact(job["folder"], task, job["data"])
-    print(json.dumps(test))
+    found = evaluate_artifact(job["folder"], task, job["data"])
+    print(json.dumps(found.test))
 """
 
 

@@ -1,7 +1,8 @@
 """The only module that moves aliases in the MLflow model registry.
 
 `candidate`: the model that the last campaign picked. `champion`: the one that passed the gates
-and is in use. `previous`: the champion before it, where a rollback goes.
+and is in use. `previous`: the champion before it, where a rollback goes. Aliases move while one
+process holds them (`lock`), and every move leaves an event (`audit`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from typing import Any
 from orchestrator.errors import RegistryError, redact_uri
 from orchestrator.flavor import exported_folder
 from orchestrator.records import ModelRecord
+from orchestrator.registry.audit import Action, Event, event, trail
+from orchestrator.registry.lock import alone
 
 logger = logging.getLogger(__name__)
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+
+COPIED_FROM = "copied_from"
+"""Tag of a version that was copied: `NAME/VERSION`."""
 
 ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 """MLflow's codes for a missing model and for a missing alias or version."""
@@ -35,6 +41,7 @@ class Registry:
 
         self.uri = uri
         tracking_uri = tracking_uri or uri
+        self.uris = (uri, tracking_uri)
         # MLflow resolves `models:/m-...` through its process-wide setting, not through the client
         mlflow.set_tracking_uri(tracking_uri)
         mlflow.set_registry_uri(uri)
@@ -65,7 +72,9 @@ class Registry:
     def set_candidate(self, name: str, version: str) -> None:
         self.client.set_registered_model_alias(name, CANDIDATE, version)
 
-    def promote(self, name: str, version: str, tags: dict[str, str] | None = None) -> str | None:
+    def promote(
+        self, name: str, version: str, tags: dict[str, str] | None = None, why: str = ""
+    ) -> str | None:
         """Make a version the champion and remember the one before it.
 
         The alias `champion` moves last: a process that dies on the way leaves the old champion.
@@ -75,15 +84,18 @@ class Registry:
         """
         for key, value in (tags or {}).items():
             self.client.set_model_version_tag(name, version, key, value)
-        before = self.version(name, CHAMPION)
-        if before == version:
-            return None
-        if before is not None:
-            self.client.set_registered_model_alias(name, PREVIOUS, before)
-        self.client.set_registered_model_alias(name, CHAMPION, version)
+        with alone(self.client, name) as still_alone:
+            before = self.version(name, CHAMPION)
+            if before == version:
+                return None
+            self._tell(name, event("promote", version, before, why))
+            if before is not None:
+                self.client.set_registered_model_alias(name, PREVIOUS, before)
+            still_alone()
+            self.client.set_registered_model_alias(name, CHAMPION, version)
         return before
 
-    def rollback(self, name: str) -> tuple[str, str]:
+    def rollback(self, name: str, why: str = "") -> tuple[str, str]:
         """Give the champion's place back to the previous one; the two change places.
 
         Returns:
@@ -92,15 +104,77 @@ class Registry:
         Raises:
             RegistryError: There is no champion, or none before it.
         """
-        champion, previous = self.version(name, CHAMPION), self.version(name, PREVIOUS)
-        if champion is None or previous is None:
-            missing = CHAMPION if champion is None else PREVIOUS
-            raise RegistryError(
-                f"model {name!r} has no version with the alias {missing!r}: nothing to go back to"
-            )
-        self.client.set_registered_model_alias(name, PREVIOUS, champion)
-        self.client.set_registered_model_alias(name, CHAMPION, previous)
+        with alone(self.client, name) as still_alone:
+            champion, previous = self.version(name, CHAMPION), self.version(name, PREVIOUS)
+            if champion is None or previous is None or champion == previous:
+                # both are one after a promotion whose process died between the two moves
+                missing = CHAMPION if champion is None else PREVIOUS
+                other = "other " if champion is not None and champion == previous else ""
+                raise RegistryError(
+                    f"model {name!r} has no {other}version with the alias {missing!r}: "
+                    "nothing to go back to"
+                )
+            self._tell(name, event("rollback", previous, champion, why))
+            self.client.set_registered_model_alias(name, PREVIOUS, champion)
+            still_alone()
+            self.client.set_registered_model_alias(name, CHAMPION, previous)
         return previous, champion
+
+    def tell(self, name: str, action: Action, version: str, why: str) -> None:
+        """Leave an event that moves no alias, unless the last one says the same."""
+        with alone(self.client, name):
+            before = self.version(name, CHAMPION)
+            told = event(action, version, before, why)
+            last = next(reversed(self.trail(name)), None)
+            if last is None or (last.action, last.version, last.why) != (
+                told.action,
+                told.version,
+                told.why,
+            ):
+                self._tell(name, told)
+
+    def trail(self, name: str) -> list[Event]:
+        """Every event of a model, oldest first.
+
+        Raises:
+            RegistryError: No such model.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            tags = self.client.get_registered_model(name).tags
+        except MlflowException as error:
+            raise RegistryError(f"no model {name!r} in {redact_uri(self.uri)}") from error
+        return trail(tags, self.version(name, CHAMPION))
+
+    def copy(self, name: str, version: str, to: str, why: str = "") -> str:
+        """A version of another registered model, with the same artifact; the one that is there
+        already, if there is one.
+
+        Args:
+            to: Name of the other model, say of production; made if it is not there.
+
+        Returns:
+            The version of `to`.
+        """
+        self._ensure_model(to)
+        source = f"{name}/{version}"
+        for found in self.client.search_model_versions(f"name = '{to}'"):
+            if found.tags.get(COPIED_FROM) == source:
+                return str(found.version)
+        tags = self.tags(name, version)
+        made = str(self.client.copy_model_version(f"models:/{source}", to).version)
+        for key, value in (tags | {COPIED_FROM: source}).items():
+            self.client.set_model_version_tag(to, made, key, value)
+        self.tell(to, "copy", made, f"copy of {name} version {version}. {why}".strip())
+        return made
+
+    def describe(self, name: str, version: str, text: str) -> None:
+        """What MLflow's page of a version shows, in Markdown."""
+        self.client.update_model_version(name, version, text)
+
+    def _tell(self, name: str, told: Event) -> None:
+        self.client.set_registered_model_tag(name, *told.tag())
 
     def version(self, name: str, alias: str) -> str | None:
         """The version an alias points at, or None.
@@ -134,12 +208,17 @@ class Registry:
                 f"no version {version} of model {name!r} in {redact_uri(self.uri)}"
             ) from error
 
-    def download(self, name: str, version: str, folder: Path) -> Path:
-        """Fetch the artifact of a version; returns the folder of the exported model in it."""
+    def download(self, name: str, version: str, folder: Path) -> tuple[Path, Path]:
+        """Fetch the artifact of a version.
+
+        Returns:
+            Folder of MLflow's model, and in it that of the exported model.
+        """
         import mlflow
 
         uri = f"models:/{name}/{version}"
-        return exported_folder(Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder))))
+        root = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+        return root, exported_folder(root)
 
     def _ensure_model(self, name: str) -> None:
         from mlflow.exceptions import MlflowException
