@@ -16,7 +16,8 @@ from lowrank.benchmark.tables import TextTable
 INTRODUCTION = """# Faults
 
 What happens to a campaign whose machines die, hang and fill up at random times. It trains two tasks
-with every family of methods ({spec}); left alone it took {undisturbed:.0f} s.
+with every family of methods ({spec}) and writes to an MLflow
+server on PostgreSQL; left alone it took {undisturbed:.0f} s.
 Written by
 
     {command}
