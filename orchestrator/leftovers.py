@@ -101,19 +101,27 @@ def free_orphans(settled_s: float) -> int:
 def _orphans() -> list[str]:
     import ray
     from ray._private.state import state
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
 
     job = bytes.fromhex(ray.get_runtime_context().get_job_id())
     # the state API leaves the creator out
-    rows = state._connect_and_get_accessor().get_placement_group_table()
-    groups = [PlacementGroupTableData.FromString(row) for row in rows]
+    head = state._connect_and_get_accessor()
+
+    def is_dead(actor: bytes) -> bool:
+        if not actor or ray.ActorID(actor).is_nil():
+            return False  # a driver's
+        # not what the group says of it, which is so only once nobody has a handle of the actor
+        info = head.get_actor_info(ray.ActorID(actor))
+        return info is not None and ActorTableData.FromString(info).state == ActorTableData.DEAD
+
+    groups = [PlacementGroupTableData.FromString(row) for row in head.get_placement_group_table()]
     return [
         group.placement_group_id.hex()
         for group in groups
         if group.creator_job_id == job
-        and group.creator_actor_dead
         and not group.is_detached
         and group.state != PlacementGroupTableData.REMOVED
+        and is_dead(group.creator_actor_id)
     ]
 
 

@@ -88,7 +88,7 @@ def _kinds(ledger: Ledger) -> TextTable:
     note = (
         "Until the campaign moves: from the fault to the next step, model or measurement that the "
         "driver tells of. A worker that is stopped is noticed after 30 s here (Ray's own time is "
-        "ten minutes)."
+        "ten minutes), and after two minutes if it has not begun to train."
     )
     headings = ["fault", "times", "median s until the campaign moves", "longest"]
     return TextTable(title="Faults", headings=headings, rows=rows, note=note)
