@@ -3,7 +3,8 @@
 Ray Train takes machines by detached placement groups, and has a helper that frees them when a
 controller dies; but the helper hears of a group only when its workers run. A job that ends before
 leaves machines taken until the cluster is started anew. So a campaign looks after its own jobs:
-after each of its sessions, and before the next one for a driver that was killed.
+after each of its sessions, and before the next one for a driver that was killed; and a trial frees
+what controllers left that died before their workers ran.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 SETTLED_S = 3.0
 """Processes of a job die within seconds after its driver; until then one of them may take
 something."""
+ORPHANED_S = 1.0
+"""A controller that was killed is known to be dead well within that."""
 MOST = 10_000
 """Of what the state API lists at once; its own limit."""
 
@@ -67,6 +70,59 @@ def free(job: str, settled_s: float = SETTLED_S) -> int:
         elif time.monotonic() - quiet_since >= settled_s:
             return len(removed)
         time.sleep(0.5)
+
+
+def free_orphans(settled_s: float) -> int:
+    """Remove the placement groups of this job whose creator, an actor, is dead.
+
+    Ray promises that such a group goes with its creator, and keeps it until the job is over.
+
+    Args:
+        settled_s: Looks again until nothing was found for so long: that an actor died is known
+            a moment later.
+
+    Returns:
+        How many were removed.
+    """
+    removed: set[str] = set()
+    quiet_since = time.monotonic()
+    while True:
+        groups = _orphans()
+        for group in groups:
+            _remove(group)
+        removed.update(groups)
+        if groups:
+            quiet_since = time.monotonic()
+        elif time.monotonic() - quiet_since >= settled_s:
+            return len(removed)
+        time.sleep(0.2)
+
+
+def _orphans() -> list[str]:
+    import ray
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
+
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    # the state API leaves the creator out
+    head = state._connect_and_get_accessor()
+
+    def is_dead(actor: bytes) -> bool:
+        if not actor or ray.ActorID(actor).is_nil():
+            return False  # a driver's
+        # not what the group says of it, which is so only once nobody has a handle of the actor
+        info = head.get_actor_info(ray.ActorID(actor))
+        return info is not None and ActorTableData.FromString(info).state == ActorTableData.DEAD
+
+    groups = [PlacementGroupTableData.FromString(row) for row in head.get_placement_group_table()]
+    return [
+        group.placement_group_id.hex()
+        for group in groups
+        if group.creator_job_id == job
+        and not group.is_detached
+        and group.state != PlacementGroupTableData.REMOVED
+        and is_dead(group.creator_actor_id)
+    ]
 
 
 def _groups(job: str) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from orchestrator.controller_watch import attended
 from orchestrator.errors import CampaignError, TrialError
 from orchestrator.launch import Launch
 from orchestrator.recording import record_model, trained
@@ -38,15 +39,17 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train import get_context
 
     from lowrank.errors import LowRankError
-    from orchestrator.job import Job
-    from orchestrator.train_loop import run_job
-    from orchestrator.workers import RayWorkers
 
     rank = get_context().get_world_rank()
     sink = _sink(config) if rank == 0 else None
     note = Path(config["hung"], f"worker{rank}.txt")
     try:
         with Watchdog(60 * config["hang_minutes"], note) as watchdog:
+            # within its time: they read a file system that may hang
+            from orchestrator.job import Job
+            from orchestrator.train_loop import run_job
+            from orchestrator.workers import RayWorkers
+
             run_job(Job(**config["job"]), RayWorkers(watchdog), sink)
     except (CampaignError, LowRankError) as error:
         # returned, not raised: Ray would take it for a fault of the machine and try again
@@ -119,7 +122,8 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord:
         # no use, and a file that Ray was writing when it died would stop the controller
         shutil.rmtree(layout.train / key, ignore_errors=True)
         try:
-            result = _trainer(launch, callbacks).fit()
+            with attended(launch.resources["hang_minutes"], layout.hung(key)) as signs:
+                result = _trainer(launch, [*callbacks, signs]).fit()
         except (ray.train.TrainingFailedError, RayActorError) as error:
             if not attempts.another():
                 raise TrialError(_reason(launch, error), key) from error

@@ -75,8 +75,12 @@ def hung(folder: Path) -> str | None:
 
 
 def _last(note: Path) -> str:
-    """The innermost call of the thread that trained, the last time that it hung."""
-    last = note.read_text(encoding="utf-8", errors="replace").rpartition("Timeout (")[2]
+    """The innermost call of the thread that trained, the last time that it hung; of who has no
+    such threads, the last line."""
+    text = note.read_text(encoding="utf-8", errors="replace")
+    if "Timeout (" not in text:
+        return text.splitlines()[-1]
+    last = text.rpartition("Timeout (")[2]
     threads = [block for block in last.split("\n\n") if " in run_job" in block] or [last]
     call = re.search(r'File "(.*)", line (\d+) in (\S+)', threads[0])
     return f"in {call[3]} ({Path(call[1]).name}:{call[2]})" if call else "somewhere"

@@ -8,8 +8,12 @@ that is over before that begins anew, under a third name. What is stopped is sta
 same command, as an operator would. At the end nothing may be lost, doubled or different: the page
 says what was found, and the exit status is 1 if it was anything.
 
-An hour on two free cores. For the disk to be among the faults the folder has to lie on a small file
-system, such as `mount -t tmpfs -o size=2g tmpfs FOLDER`.
+An hour on two free cores; PostgreSQL and the extra `postgres` must be installed. What befalls a
+disk needs root, and the folder on a small file system of its own:
+
+    truncate -s 2G IMAGE; mkfs.ext4 -q IMAGE; mount -o loop IMAGE FOLDER
+
+(`mount -t tmpfs -o size=2g tmpfs FOLDER` does for all of it but the frozen one.)
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.faults.kinds import KINDS, NotNow, Scene
+from benchmarks.faults.kinds import KINDS
 from benchmarks.faults.ledger import Fault, Ledger
 from benchmarks.faults.machines import Machines
+from benchmarks.faults.scene import NotNow, Scene
 
 MOST_STARTS = 60
 """Of a driver in one campaign, after which it is taken never to end."""

@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import random
-import shutil
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import psutil
 
-from benchmarks.faults.machines import Machines, wait_until
+from benchmarks.faults.scene import Scene
+from benchmarks.faults.storage import fill_disk, forbid_writes, freeze
 
 WORKER, TRIAL, CONTROLLER = "ray::RayTrainWorker", "ray::ImplicitFunc", "ray::TrainController"
-WAIT_S = 90.0
-"""For a process of the kind that is to be hit."""
-MOST_FILL = 4 << 30
-"""A file system with more room than this is not filled."""
-
-Fault = Callable[["Scene"], str]
+Fault = Callable[[Scene], str]
 """Returns what was hit; raises `NotNow` if there was nothing to hit."""
-
-
-class NotNow(Exception):
-    """There is nothing of the kind to hit at the moment."""
-
-
-class Scene:
-    """What a fault may touch."""
-
-    def __init__(self, machines: Machines, storage: Path, draws: random.Random) -> None:
-        self.machines, self.storage, self.draws = machines, storage, draws
-
-    def process(self, title: str) -> psutil.Process:
-        """A random one of those that have this title."""
-        self.running()
-        found = wait_until(lambda: self.machines.processes(title) or self.over(), WAIT_S)
-        if not isinstance(found, list):
-            raise NotNow(f"no {title} in {WAIT_S:g} s, or until the driver ended")
-        return self.draws.choice(sorted(found, key=lambda process: process.pid))
-
-    def over(self) -> bool:
-        """Whether no driver runs."""
-        driver = self.machines.driver
-        return driver is None or driver.poll() is not None
-
-    def running(self) -> None:
-        """Asks for a driver that runs."""
-        if self.over():
-            raise NotNow("no driver runs")
 
 
 def kill_process(title: str) -> Fault:
@@ -117,31 +79,13 @@ def kill_server(scene: Scene) -> str:
     return f"SIGKILL to the MLflow server, away for {away:.0f} s"
 
 
-def fill_disk(scene: Scene) -> str:
-    """The file system that holds the campaign."""
-    free = shutil.disk_usage(scene.storage).free
-    if free > MOST_FILL:
-        raise NotNow(f"{free >> 30} GiB are free, and no more than {MOST_FILL >> 30} are filled")
-    filler, seconds = scene.storage / "filler", scene.draws.uniform(5, 15)
-    try:
-        with filler.open("wb", buffering=0) as file:
-            _fill(file)
-        time.sleep(seconds)
-    finally:
-        filler.unlink(missing_ok=True)
-    return f"no space left for {seconds:.0f} s"
-
-
-def _fill(file: Any) -> None:
-    block = bytes(1 << 20)
-    while True:
-        try:
-            file.write(block)
-        except OSError:
-            if len(block) == 1:
-                os.fsync(file.fileno())
-                return
-            block = block[: len(block) // 2]
+def kill_database(scene: Scene) -> str:
+    """The MLflow server lives on, and has nothing to answer from."""
+    scene.machines.database.kill()
+    away = scene.draws.uniform(1, 20)
+    time.sleep(away)
+    scene.machines.database.start()
+    return f"SIGKILL to PostgreSQL and its backends, away for {away:.0f} s"
 
 
 KINDS: dict[str, Fault] = {
@@ -155,5 +99,8 @@ KINDS: dict[str, Fault] = {
     "node killed": kill_node,
     "node taken with notice": take_node,
     "MLflow server killed": kill_server,
+    "MLflow's database killed": kill_database,
     "disk full": fill_disk,
+    "storage read-only": forbid_writes,
+    "storage frozen": freeze,
 }

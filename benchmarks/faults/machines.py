@@ -1,4 +1,5 @@
-"""The machines of a campaign on one machine: Ray nodes, an MLflow server, and its driver."""
+"""The machines of a campaign on one machine: Ray nodes, an MLflow server with its database, and the
+campaign's driver."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 
 from orchestrator.drain import notice
+from tests.orchestrator.tracking.postgres import Postgres
 from tests.orchestrator.tracking.server import Server, free_port
 
 NODES = 2
@@ -41,7 +43,9 @@ class Machines:
 
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "driver.log"
-        self.server = Server(folder / "server")
+        self.database = Postgres()
+        self.database.start()
+        self.server = Server(folder / "server", self.database.uri)
         self.server.start()
         self._cluster: Any = Cluster(
             initialize_head=True,
@@ -109,6 +113,7 @@ class Machines:
         if self.driver is not None and self.driver.poll() is None:
             self.end_driver(signal.SIGTERM)
         self.server.kill()
+        self.database.remove()
         self._cluster.shutdown()
 
 

@@ -16,7 +16,8 @@ from lowrank.benchmark.tables import TextTable
 INTRODUCTION = """# Faults
 
 What happens to a campaign whose machines die, hang and fill up at random times. It trains two tasks
-with every family of methods ({spec}); left alone it took {undisturbed:.0f} s.
+with every family of methods ({spec}) and writes to an MLflow
+server on PostgreSQL; left alone it took {undisturbed:.0f} s.
 Written by
 
     {command}
@@ -87,7 +88,7 @@ def _kinds(ledger: Ledger) -> TextTable:
     note = (
         "Until the campaign moves: from the fault to the next step, model or measurement that the "
         "driver tells of. A worker that is stopped is noticed after 30 s here (Ray's own time is "
-        "ten minutes)."
+        "ten minutes), and after two minutes if it has not begun to train."
     )
     headings = ["fault", "times", "median s until the campaign moves", "longest"]
     return TextTable(title="Faults", headings=headings, rows=rows, note=note)

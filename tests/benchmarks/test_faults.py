@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import random
+import subprocess
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from benchmarks.faults import storage
 from benchmarks.faults.kinds import KINDS
 from benchmarks.faults.ledger import Fault, Found, Ledger, compare
+from benchmarks.faults.machines import Machines
 from benchmarks.faults.page import write_page
+from benchmarks.faults.scene import NotNow, Scene
 from orchestrator.layout import Layout
 from orchestrator.records import (
     CampaignResult,
@@ -135,4 +144,70 @@ def test_the_page_tells_faults_costs_and_problems(tmp_path: Path):
 
 
 def test_every_kind_of_the_docs_is_there():
-    assert len(KINDS) == len(set(KINDS.values())) >= 11
+    assert len(KINDS) == len(set(KINDS.values())) >= 14
+
+
+def during(fault: Callable[[Scene], str], folder: Path, seen: Callable[[], bool]) -> str:
+    """What a fault of the storage says at its end, once it was seen to last."""
+    with ThreadPoolExecutor() as pool:
+        said = pool.submit(fault, Scene(cast(Machines, None), folder, random.Random(1)))
+        while not seen() and not said.done():
+            time.sleep(0.01)
+        if isinstance(reason := said.exception() if said.done() else None, NotNow):
+            pytest.skip(str(reason))
+        assert not said.done()
+        return said.result()
+
+
+def test_a_storage_that_is_read_only_is_so_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(storage, "SECONDS", (0.5, 0.5))
+
+    def refused() -> bool:
+        try:
+            (tmp_path / "new").touch()
+        except OSError as error:
+            return error.errno == errno.EROFS
+        return False
+
+    with (tmp_path / "open").open("w") as file:
+        assert "is read-only" in during(storage.forbid_writes, tmp_path, refused)
+        file.write("still")
+    assert (tmp_path / "open").read_text() == "still"
+    assert not refused()
+
+
+def test_a_storage_that_is_frozen_makes_writers_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(storage, "SECONDS", (1.0, 1.0))
+    image, folder = tmp_path / "image", tmp_path / "mounted" / "runs"
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    folder.parent.mkdir()
+    writers: list[subprocess.Popen[bytes]] = []
+
+    def waits() -> bool:
+        writers.append(subprocess.Popen(["touch", folder / "file"]))
+        try:
+            return writers[-1].wait(0.3) != 0
+        except subprocess.TimeoutExpired:
+            return True
+
+    try:
+        for command in (["mkfs.ext4", "-q", image], ["mount", "-o", "loop", image, folder.parent]):
+            subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(str(error))
+    try:
+        folder.mkdir()
+        assert "waits for 1 s" in during(storage.freeze, folder, waits)
+        assert [writer.wait(10) for writer in writers] == [0] * len(writers)
+    finally:
+        subprocess.run(["umount", folder.parent], check=True)
+
+
+def test_the_file_system_of_the_whole_machine_is_not_frozen():
+    with pytest.raises(NotNow, match="whole machine"):
+        storage.freeze(Scene(cast(Machines, None), Path("/"), random.Random(1)))

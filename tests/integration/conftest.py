@@ -131,6 +131,13 @@ def without_letters(spec: Path) -> None:
     spec.write_text(text[:begin] + text[end:])
 
 
+def without_packages(spec: Path) -> None:
+    """Leave the spec the task that trains on two workers."""
+    text = spec.read_text()
+    begin, end = text.index("  - name: packages"), text.index("method: {kind")
+    spec.write_text(text[:begin] + text[end:])
+
+
 def compression(folder: Path, evaluate_every: int, steps: int) -> dict[str, Any]:
     """Fields of a job that compresses a small character model, its parent trained here."""
     spec, _ = write_spec(folder)

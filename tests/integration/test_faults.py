@@ -1,5 +1,5 @@
-"""A worker hangs, and one is killed, in the middle of a training: Ray starts the group again, which
-goes on."""
+"""What may happen to a training, one after the other: its controller is killed and a worker stopped
+while its workers start, a worker hangs, and one is killed. It goes on each time."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchestrator.layout import Layout
 from orchestrator.watchdog import hung
 from tests.integration.conftest import compression, environment, same_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ON_TWO_WORKERS = """
-import json, sys
+import json, os, signal, sys, threading, time
+import psutil
 from orchestrator.cluster import ray_session
-with ray_session():
-    import os, ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
-    # or what frees a killed controller's machines would not find this Ray among several
-    address = ray.get(ray.remote(lambda: os.environ["RAY_ADDRESS"]).remote())
-    assert address == ray.get_runtime_context().gcs_address
-    assert "RAY_ADDRESS" not in os.environ
+# workers that are not there after this time are not waited for: that comes on top of the limit
+os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "5"
 
-    def work(config):
+def attempt(config):
+    from pathlib import Path
+    from orchestrator import trial
+    from orchestrator.launch import Launch
+
+    def work(given):
         import os, signal, time
-        from pathlib import Path
         import ray.train
         from orchestrator import resume
         from orchestrator.job import Job
@@ -54,41 +55,85 @@ with ray_session():
                     if step == config["die_at"]:
                         os.kill(os.getpid(), signal.SIGKILL)
 
-        rank = ray.train.get_context().get_world_rank()
-        with Watchdog(config["limit_s"], Path(config["hung"]) / f"worker{rank}.txt") as watchdog:
-            run_job(Job(**config["job"]), Mortal(watchdog))
+        note = Path(given["hung"]) / f"worker{ray.train.get_context().get_world_rank()}.txt"
+        with Watchdog(60 * given["hang_minutes"], note) as watchdog:
+            run_job(Job(**given["job"]), Mortal(watchdog))
+        return {"failure": None}
+
+    trial.worker = work
+    trial.train_on_workers(Launch(**config["launch"]), [])
+
+def processes(title):
+    found = {}
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if child.cmdline()[0].startswith(title):
+                found[child.pid] = child
+        except (psutil.Error, IndexError):
+            continue
+    return found
+
+def new(title, known=()):
+    while True:
+        for pid, process in processes(title).items():
+            if pid not in known:
+                return process
+        time.sleep(0.02)
+
+stopped = []
+
+def disturb_starts():
+    new("ray::RayTrainWorker")
+    controller = new("ray::TrainController")
+    controller.kill()
+    new("ray::TrainController", [controller.pid])
+    worker = new("ray::RayTrainWorker", processes("ray::RayTrainWorker"))
+    worker.suspend()
+    stopped.append(worker)
+
+with ray_session() as there:
+    import ray
+
+    # or what frees a killed controller's machines would not find this Ray among several
+    address = ray.get(ray.remote(lambda: os.environ["RAY_ADDRESS"]).remote())
+    assert address == ray.get_runtime_context().gcs_address
+    assert "RAY_ADDRESS" not in os.environ
 
     for config in json.loads(sys.argv[1]):
-        result = TorchTrainer(
-            work, train_loop_config=config,
-            scaling_config=ScalingConfig(num_workers=2),
-            run_config=RunConfig(
-                name=config["name"], storage_path=config["storage"],
-                failure_config=FailureConfig(max_failures=2, controller_failure_limit=1)),
-        ).fit()
-        result.checkpoint.to_directory(config["export"])
+        if config["disturb_starts"]:
+            threading.Thread(target=disturb_starts, daemon=True).start()
+        ray.get(ray.remote(num_cpus=0, max_retries=0)(attempt).remote(config))
+    assert stopped and not stopped[0].is_running()
+    # nothing is left taken by the attempts that failed
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != there["CPU"]:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.2)
 """
 
 
-def test_hung_and_killed_workers_cost_the_steps_since_the_last_state(tmp_path: Path) -> None:
+def run(folder: Path, name: str, job: dict[str, Any], **faults: object) -> dict[str, Any]:
+    """What one training is asked for, with what is to happen to it."""
+    layout = Layout(folder / "runs", name)
+    launch = {
+        "job": job | {"snapshots": str(layout.snapshots(job["key"]))},
+        "storage": str(layout.storage),
+        "campaign": name,
+        # a step takes milliseconds; the start of a group on a busy machine, seconds
+        "resources": {"workers": 2, "cpus_per_worker": 1, "hang_minutes": 25 / 60},
+        "tracking_uri": "",
+        "run_id": "",
+        "metric": "",
+    }
+    seen = str(folder / f"{name}.txt")
+    return {"launch": launch, "seen": seen, "hang_at": None, "die_at": None, **faults}
+
+
+def test_each_costs_the_steps_since_the_last_state(tmp_path: Path) -> None:
     job = compression(tmp_path, evaluate_every=8, steps=32)
     runs = [
-        {
-            "name": name,
-            "job": job | {"snapshots": str(tmp_path / f"{name}-states")},
-            "seen": str(tmp_path / f"{name}.txt"),
-            "hang_at": hang_at,
-            "die_at": die_at,
-            "hung": str(tmp_path / f"{name}-hung"),
-            # a step takes milliseconds; the start of a group on a busy machine, seconds
-            "limit_s": limit_s,
-            "storage": str(tmp_path / "ray"),
-            "export": str(tmp_path / f"{name}-export"),
-        }
-        for name, hang_at, die_at, limit_s in (
-            ("undisturbed", None, None, 1000),
-            ("disturbed", 16, 24, 25),
-        )
+        run(tmp_path, "undisturbed", job, disturb_starts=False),
+        run(tmp_path, "disturbed", job, disturb_starts=True, hang_at=16, die_at=24),
     ]
     done = subprocess.run(
         [sys.executable, "-c", ON_TWO_WORKERS, json.dumps(runs)],
@@ -96,13 +141,18 @@ def test_hung_and_killed_workers_cost_the_steps_since_the_last_state(tmp_path: P
         text=True,
         env=environment(),
         check=False,
-        timeout=400,
+        timeout=500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "undisturbed.txt").read_text().split() == ["8", "16", "24", "32"]
-    # each time it goes on from the state before: of 8, and with its gates gone already of 16
+    # what happened at a start cost no step. Each time it goes on from the state before: of 8, and
+    # with its gates gone already of 16
     assert (tmp_path / "disturbed.txt").read_text().split() == ["8", "16", "16", "24", "24", "32"]
-    # the one that hung sleeps, and the other one waits for it
-    assert "worker1 in report" in (hung(tmp_path / "disturbed-hung") or "")
-    assert hung(tmp_path / "undisturbed-hung") is None
-    assert same_weights(tmp_path / "undisturbed-export", tmp_path / "disturbed-export")
+    one, other = (Layout(tmp_path / "runs", name) for name in ("undisturbed", "disturbed"))
+    stood = hung(other.hung("small")) or ""
+    # the controller waits for the worker that was stopped; of those that hung, one sleeps, and the
+    # other one waits for it
+    assert stood.startswith("controller starting its workers, worker"), stood
+    assert "worker1 in report" in stood
+    assert hung(one.hung("small")) is None
+    assert same_weights(one.model("small"), other.model("small"))

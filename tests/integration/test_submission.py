@@ -1,4 +1,5 @@
-"""A campaign on a cluster by Ray's Jobs API: submitted, followed, stopped, sent again, finished."""
+"""A campaign on a cluster by Ray's Jobs API: submitted, followed, stopped, sent again, and finished
+on other nodes than it began on."""
 
 from __future__ import annotations
 
@@ -10,8 +11,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +23,22 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.cluster import DRIVER
+from orchestrator.layout import Layout
+from orchestrator.records import CampaignResult, TaskResult
 from orchestrator.tracking import default_tracking_uri
-from tests.integration.conftest import environment, wait_for, without_letters, write_spec
+from tests.integration.conftest import Ran, environment, wait_for, without_packages, write_spec
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 START = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
 START += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
 START += ["--object-store-memory=100000000"]
+SOON = {
+    # that a node is gone is known within seconds, not within half a minute
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "4",
+}
 FASTER = """
 from jobs.__main__ import main
 from orchestrator import submission
@@ -79,12 +90,12 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """Ports, folder and token that no other Ray of this machine has."""
+    """Ports, folder and token that no other Ray of this machine has; no CPU, as on a cluster."""
     # a short path: that of a socket may have 107 characters
     folder = tempfile.mkdtemp(prefix="ray-")
     ports = _free_ports(5)
     found = Head(f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", secrets.token_hex(16))
-    command = [*START, "--head", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
+    command = [*START, "--head", "--node-ip-address=127.0.0.1", "--num-cpus=0"]
     command += [f"--dashboard-port={ports[0]}", "--dashboard-host=127.0.0.1", f"--port={ports[1]}"]
     command += [f"--ray-client-server-port={ports[2]}"]
     command += [f"--dashboard-agent-listen-port={ports[3]}", f"--metrics-export-port={ports[4]}"]
@@ -93,24 +104,23 @@ def head() -> Iterator[Head]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     log = Path(folder, "head.txt")
     try:
-        with _node(command, log, found.environment | {"PATH": path}):
+        with _node(command, log, found.environment | {"PATH": path} | SOON):
             yield found
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _node(
-    command: list[str], log: Path, variables: dict[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
+def _node(command: list[str], log: Path, variables: dict[str, str]) -> Iterator[psutil.Process]:
     """A node that runs; at the end it and what it has started are gone, and nothing else."""
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=variables)
     mine = []
     try:
         wait_for("Ray runtime started", log, process)
-        mine = psutil.Process(process.pid).children(recursive=True)
-        yield process
+        node = psutil.Process(process.pid)
+        mine = node.children(recursive=True)
+        yield node
     finally:
         if process.poll() is None:
             mine += psutil.Process(process.pid).children(recursive=True)
@@ -119,6 +129,28 @@ def _node(
         _, alive = psutil.wait_procs(mine, timeout=10)
         for each in alive:
             each.kill()
+
+
+def _worker_node(head: Head, number: int, folder: Path) -> AbstractContextManager[psutil.Process]:
+    """With one CPU, and an address of its own."""
+    command = [*START, f"--address={head.gcs}", f"--node-ip-address=127.0.0.{number}"]
+    return _node([*command, "--num-cpus=1"], folder / f"node{number}.txt", head.environment)
+
+
+def _trains(node: psutil.Process) -> bool:
+    """Whether a worker of a training is on the node."""
+    for process in node.children(recursive=True):
+        with suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith("ray::RayTrainWorker"):
+                return True
+    return False
+
+
+def _power_off(node: psutil.Process) -> None:
+    """All its processes at once."""
+    for process in (node, *node.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _free_ports(count: int) -> list[int]:
@@ -135,11 +167,71 @@ def _statuses(storage: Path) -> list[str]:
     return [r.info.status for r in client.search_runs([experiment.experiment_id])]
 
 
-def test_a_submitted_campaign_is_followed_stopped_and_finished(head: Head, tmp_path: Path) -> None:
+def _letters(storage: Path, name: str) -> TaskResult:
+    result = CampaignResult.load(Layout(storage, name).result)
+    return next(task for task in result.tasks if task.task == "letters")
+
+
+def _models(task: TaskResult) -> dict[str, object]:
+    """Each model's bits and figures by its key."""
+    records = (task.dense, *task.trials)
+    return {r.key: (r.export_sha256, r.validation, r.test, r.size) for r in records}
+
+
+def test_a_submitted_campaign_is_followed_stopped_and_finished(
+    head: Head, tmp_path: Path, campaign: Ran
+) -> None:
+    """On three nodes; two of them are lost while it trains, and another one comes."""
     path, storage = write_spec(tmp_path, "sent")
-    without_letters(path)
+    without_packages(path)
     spec = (str(path), *ONE_TRIAL)
-    log = tmp_path / "log.txt"
+    with ExitStack() as stack:
+        with ThreadPoolExecutor() as pool:
+            there = [_worker_node(head, number, tmp_path) for number in (3, 4, 5)]
+            nodes = list(pool.map(stack.enter_context, there))
+        _stopped_halfway(head, spec, storage, tmp_path / "first.txt")
+
+        log, started = tmp_path / "second.txt", Layout(storage, "sent").root / "hung"
+        shutil.rmtree(started)
+        second = head.start(log, "submit", *spec)
+        # the workers' watchdogs are there: the training begins
+        while len(list(started.glob("*/worker*.txt"))) < 2:
+            assert second.poll() is None, log.read_text()
+            time.sleep(0.02)
+        busy = [node for node in nodes if _trains(node)]
+        assert len(busy) == 2
+        _power_off(busy[0])
+        # without the one that was idle, two workers fit again only when another node comes
+        (idle,) = [node for node in nodes if node not in busy]
+        _power_off(idle)
+        late = stack.enter_context(_worker_node(head, 6, tmp_path))
+        while not _trains(late):
+            assert second.poll() is None, log.read_text()
+            time.sleep(0.1)
+        assert second.wait(300) == 0, log.read_text()
+    assert "sent, as sent-2 at" in log.read_text()
+    assert log.read_text().count("already finished") == 1
+    assert _statuses(storage) == ["FINISHED"] * 3, "the task, its dense reference and one trial"
+
+    status = head.lowrank("job", "status", *spec)
+    assert "sent-1  stopped after" in status.stdout
+    assert "sent-2  succeeded after" in status.stdout
+    assert "champion" in status.stdout
+
+    # as where nothing happened
+    (task, models), (undisturbed, same) = (
+        _models(storage, "sent"),
+        _models(campaign.storage, "tiny"),
+    )
+    assert models == same
+    assert task.choice.key == undisturbed.choice.key
+    assert [each and each.promoted for each in (task.promotion, undisturbed.promotion)] == [
+        True
+    ] * 2
+
+
+def _stopped_halfway(head: Head, spec: Sequence[str], storage: Path, log: Path) -> None:
+    """One that was sent, left alone, sent in vain again, and stopped in its last training."""
     following = head.start(log, "submit", *spec)
     wait_for("dense: finished", log, following)
     following.send_signal(signal.SIGINT)
@@ -165,17 +257,6 @@ def test_a_submitted_campaign_is_followed_stopped_and_finished(head: Head, tmp_p
     assert "KILLED" in statuses
     assert "RUNNING" not in statuses
 
-    second = head.lowrank("submit", *spec)
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert "sent, as sent-2 at" in second.stdout
-    assert second.stdout.count("already finished") == 1
-    assert set(_statuses(storage)) == {"FINISHED"}
-
-    status = head.lowrank("job", "status", *spec)
-    assert "sent-1  stopped after" in status.stdout
-    assert "sent-2  succeeded after" in status.stdout
-    assert "champion" in status.stdout
-
 
 def test_what_cannot_run_is_refused_before_it_is_sent(head: Head, tmp_path: Path) -> None:
     path, storage = write_spec(tmp_path, "refused")
@@ -184,7 +265,7 @@ def test_what_cannot_run_is_refused_before_it_is_sent(head: Head, tmp_path: Path
     assert "wants a token" in stranger.stderr
     large = head.lowrank("submit", str(path), "--set", "resources.workers=8")
     assert (large.returncode, large.stdout) == (1, "")
-    assert "one trial needs 8 CPU, the cluster has 2 (8 workers)" in large.stderr
+    assert "one trial needs 8 CPU, the cluster has 0 (8 workers)" in large.stderr
     unknown = head.lowrank("job", "stop", str(path))
     assert unknown.returncode == 1
     assert "campaign 'refused' was never submitted to" in unknown.stderr
@@ -203,7 +284,7 @@ def test_a_pod_that_ends_tells_ray_and_waits_until_its_node_is_empty(
     log = tmp_path / "worker.txt"
     command = [*START, f"--address={head.gcs}", "--node-ip-address=127.0.0.2", "--num-cpus=1"]
     with _node(command, log, head.environment) as worker:
-        assert "raylet" in [each.name() for each in psutil.Process(worker.pid).children()]
+        assert "raylet" in [each.name() for each in worker.children()]
         drain = [sys.executable, "-m", "orchestrator.drain", "--seconds", "60"]
         done = subprocess.run(
             [*drain, "--node-ip", "127.0.0.2"],
@@ -215,6 +296,6 @@ def test_a_pod_that_ends_tells_ray_and_waits_until_its_node_is_empty(
         )
         assert "no node of the cluster" not in done.stderr
         # an empty node has ended, long before its time was over
-        children = psutil.Process(worker.pid).children()
+        children = worker.children()
         running = [each.name() for each in children if each.status() != psutil.STATUS_ZOMBIE]
         assert "raylet" not in running
