@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.errors import TrackingError, redact_uri
 from orchestrator.records import RECORD, ModelRecord
 from orchestrator.tracking.patience import unreachable
+from orchestrator.tracking.store import PAGE
 from orchestrator.tracking.writer import SETTING, knock, mlflow_client
 
 logger = logging.getLogger(__name__)
@@ -60,18 +61,26 @@ class RunReader:
             raise TrackingError(unreachable(uri, error)) from error
         if found is None or found.lifecycle_stage != "active":
             raise TrackingError(f"{redact_uri(uri)} has no experiment {experiment!r}")
+        self._uri = uri
         self._experiment_id = found.experiment_id
 
     def runs(self) -> list[LoggedRun]:
-        """Every run that has a key, in the order in which they began."""
+        """Every run that has a key, in the order in which they began.
+
+        Raises:
+            TrackingError: The store does not answer.
+        """
         found, token = [], None
         while True:
-            page = self.client.search_runs(
-                [self._experiment_id],
-                max_results=1000,
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
+            try:
+                page = self.client.search_runs(
+                    [self._experiment_id],
+                    max_results=PAGE,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
+            except Exception as error:  # as above
+                raise TrackingError(unreachable(self._uri, error)) from error
             found += [_logged(run) for run in page if "lowrank.key" in run.data.tags]
             token = page.token
             if not token:

@@ -18,8 +18,9 @@ KEY = "lowrank.key"
 """Tag by which a run is found again."""
 MOST_PARAMS = 100
 """In one request; the server's limit."""
-PAGE = 1000
-"""Runs in one answer. Each comes with all its params and metrics, a few KiB."""
+PAGE = 100
+"""Runs in one answer. Each comes with all its params, tags and metrics: a server on two cores that
+trained beside it took seconds for so many, and for 1,000 longer than a request may."""
 ENDING_WAIT_S = 10.0
 """How long whoever asked a campaign to end waits for a store that is away: SQLite gives up a lock
 after 5 s by itself, and a process that was just killed may have left one."""

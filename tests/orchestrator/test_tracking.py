@@ -15,6 +15,7 @@ from orchestrator.errors import TrackingError
 from orchestrator.records import CurvePoint, ModelRecord
 from orchestrator.tracking import RunWriter, Tracking, default_tracking_uri
 from orchestrator.tracking.journal import Stamped
+from orchestrator.tracking.reading import RunReader
 from tests.orchestrator.record_factory import make_speed
 from tests.orchestrator.small import Family
 
@@ -185,6 +186,22 @@ class TestRuns:
             tracking.model_run(key, "p", key, {}, {})
         assert tracking.sweep("KILLED", "gone") == 5
         assert tracking.sweep("KILLED", "gone") == 0
+
+    def test_a_reader_goes_through_all_pages(
+        self, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+    ):
+        keys = [f"key{number}" for number in range(5)]
+        for key in keys:
+            tracking.model_run(key, "p", "trial", {}, {})
+        monkeypatch.setattr("orchestrator.tracking.reading.PAGE", 2)
+        found = RunReader(tracking.uri, "campaign").runs()
+        assert [run.key for run in found] == keys
+
+    def test_a_store_that_is_gone_is_one_sentence(self, tracking: Tracking):
+        reader = RunReader(tracking.uri, "campaign")
+        Path(tracking.uri.removeprefix("sqlite:///")).write_bytes(b"no database" * 1000)
+        with pytest.raises(TrackingError, match=r"sqlite:///.*not a database"):
+            reader.runs()
 
     def test_a_sweep_ends_what_still_runs_and_nothing_else(self, tracking: Tracking):
         runs = {
