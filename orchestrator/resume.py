@@ -95,6 +95,10 @@ class Keeper:
         self._find()
         self.rate_factor *= factor
 
+    def pass_over(self) -> None:
+        """Have no use for the state that was found."""
+        self._found = None
+
     def restructure(self, pruner: Pruner) -> None:
         """Bring a new pruner, and its model, to the structure of the state that was found. Comes
         before anything holds on to the model's parameters."""
