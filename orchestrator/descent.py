@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def descend(
         DivergedError: Training diverged.
         StorageError: A start cannot be written.
     """
-    ladder, starts = _ladder(job), Starts(Path(_ladder(job).starts), workers)
+    ladder, starts = ladder_of_job(job), Starts(Path(ladder_of_job(job).starts), workers)
     begin = starts.reached(ladder)
     if begin == len(ladder.densities):
         return
@@ -91,57 +90,91 @@ def branch(
         SnapshotError: The start is missing or damaged.
         DivergedError: Training diverged.
     """
-    ladder = _ladder(job)
+    ladder = ladder_of_job(job)
     assert ladder.rung is not None
     start = Starts(Path(ladder.starts), workers).load(ladder, ladder.rung)
-    distillation = make_distillation(job, workers)
     pruner = _new_pruner(job, task, workers)
-    density, harden = ladder.densities[ladder.rung], _harden_steps(job, ladder)
+    density, harden = ladder.densities[ladder.rung], harden_steps(job, ladder)
     if keeper.phase is None:
         _put_start(start, pruner, recorder, keeper)
         keeper.facts = {}
     pruner.aim(density, harden, reached=density)
     keeper.restructure(pruner)
-    trunk_steps = ladder.rungs[ladder.rung]
+    parts = Parts(
+        begin=ladder.rungs[ladder.rung],
+        gated=harden,
+        recovery=ladder.branch_steps - harden,
+        warmup_fraction=0.0,  # the trunk's rate goes on
+    )
+    trained = to_small(job, pruner, task, workers, recorder, keeper, parts)
+    return replace(trained, shared_seconds=start.facts["shared_seconds"])
+
+
+# --------------------------------------------------------------------------- what ends as a model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Steps of a job's own training; one schedule of the rate goes over them."""
+
+    begin: int
+    """Global step of the first."""
+    gated: int
+    """Until the projection."""
+    recovery: int
+    warmup_fraction: float
+
+
+def to_small(
+    job: Job,
+    pruner: Pruner,
+    task: TrainingTask,
+    workers: Workers,
+    recorder: Recorder,
+    keeper: Keeper,
+    parts: Parts,
+) -> Trained:
+    """Gated steps, projection and recovery, as far as they are to come."""
+    distillation = make_distillation(job, workers)
     common: dict[str, Any] = {
-        "schedule_from": trunk_steps,
-        "schedule_steps": ladder.branch_steps,
-        "warmup_fraction": 0.0,
+        "schedule_from": parts.begin,
+        "schedule_steps": parts.gated + parts.recovery,
+        "warmup_fraction": parts.warmup_fraction,
     }
     if not pruner.finished:
-        gated = make_stretch(job, distillation, trunk_steps, harden, pruner=pruner, **common)
+        gated = make_stretch(job, distillation, parts.begin, parts.gated, pruner=pruner, **common)
         keeper.facts = choose(job, pruner, task, workers, gated, recorder, keeper)
     finetune = make_stretch(
         job,
         distillation,
-        trunk_steps + harden,
-        ladder.branch_steps - harden,
+        parts.begin + parts.gated,
+        parts.recovery,
         keep_best=True,
         phase="finetune",
         **common,
     )
-    trained = recover(job, pruner, task, workers, finetune, recorder, keeper)
-    return replace(trained, shared_seconds=start.facts["shared_seconds"])
+    return recover(job, pruner, task, workers, finetune, recorder, keeper)
 
 
-# --------------------------------------------------------------------------- parts
-
-
-def _ladder(job: Job) -> Ladder:
+def ladder_of_job(job: Job) -> Ladder:
     assert job.ladder is not None
     return Ladder(**job.ladder)
 
 
-def _harden_steps(job: Job, ladder: Ladder) -> int:
+def harden_steps(job: Job, ladder: Ladder) -> int:
+    """Of a model's steps at its density, those before its projection."""
     steps = ladder.branch_steps
     return min(steps, max(1, round((1 - job.method_spec.anneal_fraction) * steps)))
+
+
+# --------------------------------------------------------------------------- parts
 
 
 def _new_pruner(job: Job, task: TrainingTask, workers: Workers) -> Pruner:
     """As the trunk began, for whatever job of the ladder."""
     assert job.dense is not None
     model = load_pretrained(job.dense).to(workers.device)
-    return make_pruner(job, ladder_method(job, _ladder(job)), model, task, workers)
+    return make_pruner(job, ladder_method(job, ladder_of_job(job)), model, task, workers)
 
 
 def ladder_method(job: Job, ladder: Ladder) -> Method:
@@ -216,7 +249,7 @@ def _put_start(start: Snapshot, pruner: Pruner, recorder: Recorder, keeper: Keep
     pruner.load_state_dict(start.part("pruner."))
     pruner.model.load_state_dict(start.part("model."))
     recorder.curve[:] = [CurvePoint(**point) for point in start.facts["curve"]]
-    recorder.started = time.perf_counter() - start.facts["seconds"]
+    recorder.before = start.facts["seconds"]
     keeper.facts = dict(start.facts["job"])
     keeper.rate_factor = min(keeper.rate_factor, float(start.facts["rate_factor"]))
 

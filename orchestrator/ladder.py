@@ -12,8 +12,9 @@ process made that: it may follow the trunk in one trial, or run on other machine
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from orchestrator.records import LadderFacts
 from orchestrator.snapshot import Snapshot, SnapshotError, SnapshotStore
 from orchestrator.spec_ladder import LadderSpec
 from orchestrator.spec_method import MethodSpec
+from orchestrator.spec_search import SearchSpec
 from orchestrator.workers import Workers
 
 
@@ -41,19 +43,23 @@ class Ladder:
     """Folder of the trunk's states at the rungs, on storage that all workers see."""
     rung: int | None = None
     """Of the density that this job's model is to have; None of the trunk."""
+    chain: bool = False
+    """Whether there is no trunk: each model goes on from that of the density above."""
+    parent: str | None = None
+    """Folder of the exported model that a job in a chain goes on from; None begins with dense."""
 
     @property
     def num_steps(self) -> int:
-        """Of the job's training, with the part of the trunk that it continues."""
-        return self.rungs[-1] if self.rung is None else self.rungs[self.rung] + self.branch_steps
+        """Of the job's training, with the part of others that it continues."""
+        if self.rung is None:
+            return self.rungs[-1]
+        others = self.rung * self.branch_steps if self.chain else 0
+        return others + self.rungs[self.rung] + self.branch_steps
 
     def part(self, rung: int) -> tuple[int, int]:
         """Step of the trunk at which the descent to a rung begins, and how many it takes."""
         begin = self.rungs[rung - 1] if rung else 0
         return begin, self.rungs[rung] - begin
-
-    def at(self, rung: int) -> Ladder:
-        return replace(self, rung=rung)
 
 
 def plan_steps(
@@ -76,6 +82,39 @@ def plan_steps(
         done += below * fall / sum(falls)
         rungs.append(max(rungs[-1] + 1, round(rungs[0] + done)))
     return rungs, max(1, round(ladder.recovery * method.steps))
+
+
+def ladder_of(
+    search: SearchSpec,
+    method: MethodSpec,
+    trunk: str,
+    starts: Path,
+    rung: int | None,
+    above: Path | None,
+) -> Ladder:
+    """Where a job stands in the ladder of a search.
+
+    Args:
+        search: With a ladder.
+        method: Its steps.
+        trunk: Key of the trunk.
+        starts: Folder for its states.
+        rung: Of the job; None for the trunk itself.
+        above: Where the model of the density above is, or will be; None of the first.
+    """
+    assert search.ladder is not None
+    densities, is_chain = search.descending, search.ladder.by == "chain"
+    rungs, branch_steps = plan_steps(search.ladder, method, densities)
+    return Ladder(
+        trunk=trunk,
+        densities=densities,
+        rungs=rungs,
+        branch_steps=branch_steps,
+        starts=str(starts),
+        rung=rung,
+        chain=is_chain,
+        parent=str(above) if is_chain and above else None,
+    )
 
 
 class Starts:
@@ -116,6 +155,12 @@ class Starts:
         """Raises SnapshotError if it is missing or damaged."""
         return self._store(rung).load(ladder.rungs[rung])
 
+    def clear(self, ladder: Ladder) -> None:
+        """Forget all of them: every branch has its model."""
+        for rung in range(len(ladder.rungs)):
+            self._store(rung).clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def _store(self, rung: int) -> SnapshotStore:
         return SnapshotStore(self._folder / f"rung{rung}")
 
@@ -130,10 +175,11 @@ def ladder_facts(job: dict[str, Any] | None) -> LadderFacts | None:
         return None
     ladder = Ladder(**job)
     assert ladder.rung is not None
+    _, own = ladder.part(ladder.rung)
     return LadderFacts(
         trunk=ladder.trunk,
         densities=ladder.densities,
-        trunk_steps=ladder.part(ladder.rung)[1],
-        shared_steps=ladder.part(ladder.rung)[0],
+        shared_steps=ladder.num_steps - own - ladder.branch_steps,
+        trunk_steps=own,
         branch_steps=ladder.branch_steps,
     )

@@ -111,15 +111,15 @@ class LadderFacts:
     """Of a model that is one of several from one descent through their densities."""
 
     trunk: str
-    """Key of the training that they share."""
+    """Common to the models of the ladder: the key of its trunk, if it has one."""
     densities: list[float]
     """Of the ladder, from high to low."""
     shared_steps: int
-    """Of the trunk, which the model of the density above is charged with."""
+    """Of its training, which models of the densities above are charged with."""
     trunk_steps: int
-    """From there on to this model's density: steps and seconds that it is charged with."""
+    """From there on with gates to this model's density."""
     branch_steps: int
-    """Its own."""
+    """At its density."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

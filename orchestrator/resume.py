@@ -143,7 +143,7 @@ class Keeper:
         training.best.load(found.part("best."), found.facts["best"])
         recorder = training.recorder
         recorder.curve[:] = [CurvePoint(**point) for point in found.facts["curve"]]
-        recorder.started = time.perf_counter() - found.facts["seconds"]
+        recorder.started, recorder.before = time.perf_counter(), found.facts["seconds"]
         if found.facts["world"] == self.workers.world:
             self._restore_own(training, found.part(f"worker{self.workers.rank}."))
         else:

@@ -31,11 +31,13 @@ class Recorder:
     """Receives new points in batches, on rank 0: the tracking run's writer."""
     curve: list[CurvePoint] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
+    before: float = 0.0
+    """Seconds of the training that this one goes on from."""
     _unsent: list[CurvePoint] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.started
+        return time.perf_counter() - self.started + self.before
 
     def add(self, point: CurvePoint) -> CurvePoint:
         point = replace(point, seconds=round(self.seconds, 3))

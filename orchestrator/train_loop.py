@@ -19,6 +19,7 @@ from lowrank.hf import load_pretrained
 from lowrank.methods import FixedRank, Start
 from lowrank.pruner import Pruner
 from lowrank.surgery import find_layers
+from orchestrator.chain import link
 from orchestrator.compression import compress, make_distillation, make_stretch
 from orchestrator.data.prepare import PreparedData
 from orchestrator.descent import branch, descend
@@ -85,7 +86,7 @@ def _begin(job: Job, workers: Workers, sink: Sink | None) -> Parts:
 
 def _stage(job: Job) -> Callable[[Job, TrainingTask, Workers, Recorder, Keeper], Trained]:
     if job.ladder is not None:
-        return branch
+        return link if job.ladder["chain"] else branch
     stages = {"dense": _train_dense, "from-scratch": _train_small}
     return stages.get("dense" if job.dense is None else job.method_spec.kind, compress)
 

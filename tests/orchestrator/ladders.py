@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,19 @@ def ladder_jobs(
         return make_job(task, data, made, dense.export, key=key, ladder=values, snapshots=snapshots)
 
     return job(None), [job(rung) for rung in range(len(DENSITIES))]
+
+
+def chain_jobs(
+    parent: tuple[AnyTask, PreparedData, ModelRecord], folder: Path, models: Path, **fields: Any
+) -> list[Job]:
+    """The same densities without a trunk; models will be in `models`."""
+    _, branches = ladder_jobs(parent, folder, **fields)
+    made = []
+    for rung, job in enumerate(branches):
+        assert job.ladder is not None
+        above = str(models / f"branch{rung - 1}") if rung else None
+        made.append(replace(job, ladder=job.ladder | {"chain": True, "parent": above}))
+    return made
 
 
 def run_ladder(trunk: Job, branches: list[Job], folder: Path) -> list[ModelRecord]:
