@@ -26,7 +26,14 @@ from lowrank.moments import InputMoments
 from lowrank.projection import Projection, floor_units, project
 from lowrank.prunable import prunables
 from lowrank.pruned import GatedFactors, PrunedLayer
-from lowrank.shrinking import Swap, components_to_keep, follow, masks_of, of_the_start
+from lowrank.shrinking import (
+    Swap,
+    check_masks,
+    components_to_keep,
+    follow,
+    masks_of,
+    of_the_start,
+)
 from lowrank.surgery import find_layers, replace_layers
 
 logger = logging.getLogger(__name__)
@@ -82,10 +89,7 @@ class Pruner:
         self.shapes: dict[str, LayerShape] = {name: each.shape for name, each in dense.items()}
         self.layers: dict[str, PrunedLayer] = method.layers(model, dense)
         self.control = method.control(self.layers, currency)
-        # before any training: a target that no projection can meet is known already
-        floor_units(self.control.costs, method.density, self.control.floors)
-        for name, layer in self.layers.items():
-            layer.dense_from = dense_from(self.control.costs[name], layer.shape)
+        self._place_budget()
         # last, so that a refusal leaves the model as it was
         new: dict[int, nn.Module] = {}
         for name, layer in self.layers.items():
@@ -93,7 +97,7 @@ class Pruner:
         self.model = replace_layers(model, lambda _, module: new.get(id(module)))
         self._keep: dict[str, Tensor] = {}
         # of factorized layers: nothing else loses units before the projection
-        self._present = {
+        self.present: dict[str, Tensor] = {
             name: torch.ones(layer.num_components, dtype=torch.bool)
             for name, layer in self.layers.items()
             if isinstance(layer, GatedFactors)
@@ -201,11 +205,40 @@ class Pruner:
             layer = self.layers[name]
             assert isinstance(layer, GatedFactors)
             swaps += layer.drop(mask)
-            self._present[name] = of_the_start(mask, self._present[name])
+            self.present[name] = of_the_start(mask, self.present[name])
         if swaps:
             self.control.follow(swaps)
             for optimizer in optimizers:
                 follow(optimizer, swaps)
+
+    def aim(self, density: float, steps: int, reached: float | None = None) -> None:
+        """Set out for another density; budget, floors and multiples are those of it from now on.
+
+        A pruner that goes through several densities, from high to low, is made for the highest,
+        since that decides how many components it starts with. A copy can finish at each.
+
+        Args:
+            density: 0 < density <= 1, at which the next projection will be.
+            steps: Gated steps until then, at least 1.
+            reached: The density at which the gates are. By default the first of all, from the
+                whole start; a higher one than `density`: the gates follow down to it, and do not
+                harden; the same one: they harden.
+
+        Raises:
+            DensityError: The density is below what the method's floors need.
+            LowRankError: The method cannot go on to other densities, or not to this one.
+        """
+        self._check_not_finished()
+        self.control.aim(density, steps, reached)
+        self.method = self.control.method
+        self._place_budget()
+        self._begin_step()
+
+    def _place_budget(self) -> None:
+        # before any training: a target that no projection can meet is known already
+        floor_units(self.control.costs, self.method.density, self.control.floors)
+        for name, layer in self.layers.items():
+            layer.dense_from = dense_from(self.control.costs[name], layer.shape)
 
     def project(self) -> Projection:
         """Which units stay, on the budget of the final target. Changes nothing."""
@@ -221,7 +254,7 @@ class Pruner:
         projection = projection or self.project()
         keep = {n: projection.keep[n].to(_device(layer)) for n, layer in self.layers.items()}
         self.model = self.method.compact(self.model, self.layers, keep)
-        self._keep = {n: of_the_start(mask, self._present.get(n)) for n, mask in keep.items()}
+        self._keep = {n: of_the_start(mask, self.present.get(n)) for n, mask in keep.items()}
         self.layers = {}
         return self.model
 
@@ -231,7 +264,7 @@ class Pruner:
         state = {"step_index": torch.tensor(self.step_index)}
         if self.finished:
             return state | {KEEP + name: mask for name, mask in self._keep.items()}
-        present = {PRESENT + name: mask for name, mask in self._present.items()}
+        present = {PRESENT + name: mask for name, mask in self.present.items()}
         return self.control.state_dict() | state | present
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -257,30 +290,23 @@ class Pruner:
                     "into a new pruner"
                 )
         elif keep:
-            self._check_masks(keep)
+            check_masks(keep, self._num_units(keep))
             counts = {name: int(mask.sum()) for name, mask in keep.items()}
             self.finish(Projection(keep, realized_density(counts, self.control.costs)))
         elif present:
-            self._check_masks(present)
+            check_masks(present, self._num_units(present))
             self._drop({name: mask for name, mask in present.items() if not mask.all()}, ())
         self.control.step_index = int(state["step_index"])
         if not self.finished:
             self._begin_step()
             self.control.load_state_dict(dict(state))
 
-    def _check_masks(self, keep: Mapping[str, Tensor]) -> None:
-        found = {name: len(mask) for name, mask in keep.items()}
-        wanted = {name: self.control.costs[name].num_units for name in self.layers}
+    def _num_units(self, masks: Mapping[str, Tensor]) -> dict[str, int]:
+        """What each layer had at the start; only of factorized layers, if only these have masks."""
+        units = {name: self.control.costs[name].num_units for name in self.layers}
         # a truncated start has fewer than the matrix
-        wanted |= {name: len(mask) for name, mask in self._present.items()}
-        if keep.keys() == self._present.keys():
-            wanted = {name: wanted[name] for name in keep}
-        for name in {**wanted, **found}:
-            if found.get(name) != wanted.get(name):
-                raise LowRankError(
-                    f"the state has {found.get(name, 0)} units of layer {name!r}, the pruner "
-                    f"{wanted.get(name, 0)}: it belongs to another model or method"
-                )
+        units |= {name: len(mask) for name, mask in self.present.items()}
+        return {n: units[n] for n in masks} if masks.keys() == self.present.keys() else units
 
     def _check_not_finished(self) -> None:
         if not self.layers:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.density import Cost, filled_up
+from lowrank.errors import LowRankError
 
 LEAST_PART = 0.05
 """Of all components, to be taken out at once: a smaller gain is not worth new buckets of gradients
@@ -95,6 +96,17 @@ def masks_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The masks of a state under a prefix, by layer."""
     found = {n: mask for n, mask in state.items() if n.startswith(prefix)}
     return {name.removeprefix(prefix): mask.bool() for name, mask in found.items()}
+
+
+def check_masks(masks: Mapping[str, Tensor], num_units: Mapping[str, int]) -> None:
+    """Raise LowRankError unless there is one mask per layer, as long as the layer has units."""
+    for name in {**num_units, **masks}:
+        found = len(masks.get(name, ()))
+        if found != num_units.get(name, 0):
+            raise LowRankError(
+                f"the state has {found} units of layer {name!r}, the pruner "
+                f"{num_units.get(name, 0)}: it belongs to another model or method"
+            )
 
 
 def of_the_start(keep: Tensor, present: Tensor | None) -> Tensor:

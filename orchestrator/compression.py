@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lowrank.density import FactoredShape, LayerShape
 from lowrank.hf import load_pretrained
+from lowrank.methods import Method
 from lowrank.moments import InputMoments, collect_moments
 from lowrank.projection import Projection
 from lowrank.pruner import Pruner
@@ -41,13 +42,20 @@ def compress(
     method = job.method_spec
     model = load_pretrained(job.dense).to(workers.device)
     distillation = make_distillation(job, workers)
-    pruner = _make_pruner(job, model, task, workers)
+    pruner = make_pruner(job, make_method(method), model, task, workers)
     pruner.project()  # a density that not even the floors meet must not cost a training run either
     check_pass(pruner.model, task)  # some models look into their layers, and find gates
     keeper.restructure(pruner)
     if not pruner.finished:
-        keeper.facts = _choose(job, pruner, task, workers, recorder, keeper, distillation)
-    small = pruner.model
+        gated = make_stretch(
+            job,
+            distillation,
+            0,
+            method.gated_steps,
+            pruner=pruner,
+            schedule_steps=method.steps,
+        )
+        keeper.facts = choose(job, pruner, task, workers, gated, recorder, keeper)
     finetune = make_stretch(
         job,
         distillation,
@@ -57,44 +65,59 @@ def compress(
         keep_best=True,
         phase="finetune",
     )
-    groups = weight_groups(small, method.finetune_learning_rate, job.task_spec.dense.weight_decay)
-    train(small, groups, task, workers, finetune, recorder, keeper)
-    return Trained(
-        model=small,
-        prunable=list(pruner.shapes),
-        **keeper.facts,
-    )
+    return recover(job, pruner, task, workers, finetune, recorder, keeper)
 
 
-def _choose(
+def choose(
     job: Job,
     pruner: Pruner,
     task: TrainingTask,
     workers: Workers,
+    gated: Stretch,
     recorder: Recorder,
     keeper: Keeper,
-    distillation: Distillation | None,
 ) -> dict[str, Any]:
     """Gated training and projection: afterwards the pruner's model is small.
 
     Returns:
         What is known of the projection: fields of `Trained`, JSON.
     """
-    method = job.method_spec
-    gated = make_stretch(
-        job,
-        distillation,
-        0,
-        method.gated_steps,
-        pruner=pruner,
-        schedule_steps=method.steps,
-    )
-    groups = pruner.parameter_groups(method.gated_learning_rate, job.task_spec.dense.weight_decay)
-    train(pruner.model, groups, task, workers, gated, recorder, keeper)
+    train_gated(job, pruner, task, workers, gated, recorder, keeper)
     projection, measured = _project(pruner, task, workers)
     small = pruner.finish(projection)
     measured["validation_after"] = evaluate(small, task, workers, "validation")[task.metric.name]
     return {"projection": measured, "ranks": _ranks(pruner, projection)}
+
+
+def train_gated(
+    job: Job,
+    pruner: Pruner,
+    task: TrainingTask,
+    workers: Workers,
+    gated: Stretch,
+    recorder: Recorder,
+    keeper: Keeper,
+) -> None:
+    """Weights and gates, until the structure can be chosen."""
+    rate, decay = job.method_spec.gated_learning_rate, job.task_spec.dense.weight_decay
+    groups = pruner.parameter_groups(rate, decay)
+    train(pruner.model, groups, task, workers, gated, recorder, keeper)
+
+
+def recover(
+    job: Job,
+    pruner: Pruner,
+    task: TrainingTask,
+    workers: Workers,
+    finetune: Stretch,
+    recorder: Recorder,
+    keeper: Keeper,
+) -> Trained:
+    """Training of the small model of a finished pruner."""
+    rate, decay = job.method_spec.finetune_learning_rate, job.task_spec.dense.weight_decay
+    groups = weight_groups(pruner.model, rate, decay)
+    train(pruner.model, groups, task, workers, finetune, recorder, keeper)
+    return Trained(model=pruner.model, prunable=list(pruner.shapes), **keeper.facts)
 
 
 def make_distillation(job: Job, workers: Workers) -> Distillation | None:
@@ -111,9 +134,11 @@ def make_distillation(job: Job, workers: Workers) -> Distillation | None:
     )
 
 
-def _make_pruner(job: Job, model: nn.Module, task: TrainingTask, workers: Workers) -> Pruner:
+def make_pruner(
+    job: Job, method: Method, model: nn.Module, task: TrainingTask, workers: Workers
+) -> Pruner:
+    """The layers of a method in place of those that the job selects, on the job's data."""
     spec = job.method_spec
-    method = make_method(spec)
     match = find_layers(model, spec.include, spec.exclude, spec.embeddings)
     moments, counts = None, None
     if method.needs_moments:

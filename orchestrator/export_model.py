@@ -17,6 +17,7 @@ from lowrank.sizes import COUNT_LENGTH
 from lowrank.sizes import recount as count_export
 from orchestrator.errors import ModelError, TrialError
 from orchestrator.job import Job
+from orchestrator.ladder import ladder_facts
 from orchestrator.models import auto_class_of
 from orchestrator.records import RECORD, Densities, ModelRecord, Size
 from orchestrator.spec import MethodSpec
@@ -36,6 +37,8 @@ class Trained:
     projection: dict[str, float] = field(default_factory=dict)
     ranks: dict[str, dict[str, int]] = field(default_factory=dict)
     rate_factor: float = 1.0
+    shared_seconds: float = 0.0
+    """Of the training behind it, what other models of its ladder are charged with."""
 
 
 def export_model(
@@ -71,7 +74,7 @@ def export_model(
             size=size,
             seed=job.seed,
             workers=workers.world,
-            train_seconds=round(seconds, 3),
+            train_seconds=round(seconds - trained.shared_seconds, 3),
             curve=recorder.curve,
             export="",
             export_sha256=sha256_of(folder / WEIGHTS),
@@ -79,6 +82,7 @@ def export_model(
             ranks=trained.ranks,
             projection={k: v for k, v in trained.projection.items() if math.isfinite(v)},
             rate_factor=trained.rate_factor,
+            ladder=ladder_facts(job.ladder),
         )
         record.save(folder / RECORD)
         recorder.flush()

@@ -26,6 +26,13 @@ class Job:
     """Folder of the exported dense reference; None makes this a dense job."""
     snapshots: str | None = None
     """Folder for training states, on storage that all workers see; None keeps none."""
+    ladder: dict[str, Any] | None = None
+    """Fields of `ladder.Ladder`, of a job that is part of one."""
+
+    @property
+    def is_trunk(self) -> bool:
+        """Whether it leaves states for its ladder's branches, and no model."""
+        return self.ladder is not None and self.ladder["rung"] is None
 
     @property
     def task_spec(self) -> AnyTask:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.job import Job
 from orchestrator.layout import Layout
 
 
@@ -26,10 +27,17 @@ class Launch:
     """record.json of the dense reference; None for a dense job."""
     method_name: str = ""
     """Goes into the record; the job itself has no use for it."""
+    then: list[dict[str, Any]] = field(default_factory=list)
+    """Fields of the launches that follow in the same trial: of a trunk its branches."""
 
     @property
     def key(self) -> str:
         return str(self.job["key"])
+
+    @property
+    def is_trunk(self) -> bool:
+        """Whether it leaves no model, but the starts of its ladder's branches."""
+        return Job(**self.job).is_trunk
 
     @property
     def layout(self) -> Layout:

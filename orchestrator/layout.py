@@ -32,6 +32,7 @@ class Layout:
         card-TASK.md                   of the chosen model
         models/KEY/                    exported model and its record.json
         snapshots/KEY/                 states of a training that is not finished, to go on from
+        starts/KEY/                    states of a ladder's trunk, until all its branches are models
         journal/KEY.jsonl              its curve, until all of it is in MLflow
         hung/KEY/                      where workers stood that were ended because they hung
         ray-job.json                   the job of a driver on a cluster, while it runs
@@ -81,6 +82,10 @@ class Layout:
 
     def snapshots(self, key: str) -> Path:
         return self.root / "snapshots" / key
+
+    def starts(self, key: str) -> Path:
+        """Of a ladder's branches, by the key of its trunk."""
+        return self.root / "starts" / key
 
     def journal(self, key: str) -> Path:
         return self.root / "journal" / f"{key}.jsonl"

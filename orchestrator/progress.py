@@ -56,6 +56,10 @@ class Progress:
         self._reused += reused
         self.line(f"{who}: {text} ({self.finished}/{self.total_models}){self._left()}")
 
+    def forget(self, who: str) -> None:
+        """It is over, and no model."""
+        self._share.pop(who, None)
+
     def _left(self) -> str:
         # what came from an earlier run took no time and says nothing about the rest
         worked = self.finished - self._reused + sum(self._share.values())
@@ -82,12 +86,21 @@ def tune_callback(progress: Progress, names: dict[str, str]) -> Any:
     """
     from ray.tune import Callback
 
+    ended: set[str] = set()
+
     class Lines(Callback):
         def on_trial_result(
             self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any
         ) -> None:
-            who = names[trial.config["launch"]["job"]["key"]]
-            if not result.get("ended"):
+            key = result.get("model", trial.config["launch"]["job"]["key"])
+            who = names[key]
+            if result.get("ended"):
+                ended.add(key)
+            if result.get("trunk"):
+                progress.forget(who)
+                if failure := result.get("failure"):
+                    progress.line(f"{who}: FAILED, {failure}")
+            elif not result.get("ended"):
                 progress.step(who, result)
             elif result.get("failure"):
                 progress.done(who, f"FAILED, {result['failure']}")
@@ -97,7 +110,11 @@ def tune_callback(progress: Progress, names: dict[str, str]) -> Any:
                 progress.done(who, f"finished, validation {result['quality']:.4f}")
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-            who = names[trial.config["launch"]["job"]["key"]]
-            progress.done(who, "FAILED, its process ended unexpectedly")
+            launch = trial.config["launch"]
+            # of a ladder, those models that had not ended
+            models = [each["job"]["key"] for each in launch.get("then", ())]
+            left = [key for key in models if key not in ended]
+            for key in left if models else [launch["job"]["key"]]:
+                progress.done(names[key], "FAILED, its process ended unexpectedly")
 
     return Lines()

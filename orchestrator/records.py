@@ -107,6 +107,22 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LadderFacts:
+    """Of a model that is one of several from one descent through their densities."""
+
+    trunk: str
+    """Common to the models of the ladder: the key of its trunk, if it has one."""
+    densities: list[float]
+    """Of the ladder, from high to low."""
+    shared_steps: int
+    """Of its training, which models of the densities above are charged with."""
+    trunk_steps: int
+    """From there on with gates to this model's density."""
+    branch_steps: int
+    """At its density."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelRecord:
     """A finished model: the dense reference of a task, or one trial."""
 
@@ -142,6 +158,8 @@ class ModelRecord:
     """If `measure.int8` asked for it."""
     rate_factor: float = 1.0
     """On the learning rates: below 1 if the training diverged and was taken up again."""
+    ladder: LadderFacts | None = None
+    """None for a model with a training of its own."""
     finished: float | None = None
     """When it was recorded, in seconds since the epoch; None in records of earlier versions."""
 

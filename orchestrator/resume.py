@@ -95,6 +95,10 @@ class Keeper:
         self._find()
         self.rate_factor *= factor
 
+    def pass_over(self) -> None:
+        """Have no use for the state that was found."""
+        self._found = None
+
     def restructure(self, pruner: Pruner) -> None:
         """Bring a new pruner, and its model, to the structure of the state that was found. Comes
         before anything holds on to the model's parameters."""
@@ -139,7 +143,7 @@ class Keeper:
         training.best.load(found.part("best."), found.facts["best"])
         recorder = training.recorder
         recorder.curve[:] = [CurvePoint(**point) for point in found.facts["curve"]]
-        recorder.started = time.perf_counter() - found.facts["seconds"]
+        recorder.started, recorder.before = time.perf_counter(), found.facts["seconds"]
         if found.facts["world"] == self.workers.world:
             self._restore_own(training, found.part(f"worker{self.workers.rank}."))
         else:

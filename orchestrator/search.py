@@ -23,6 +23,8 @@ TRIAL_CONTRACT = 3
 """The same for trials alone: dense references keep their keys."""
 KIND_CONTRACT = {"flop-agp": 2}
 """The same for trials of one kind of method."""
+LADDER_CONTRACT = 1
+"""The same for the models of ladders."""
 MOST_ROUNDS = 20
 """Rounds of draws per wanted trial after which a short list counts as exhausted."""
 
@@ -41,6 +43,8 @@ class TrialPlan:
     seed: int
     repeat: int
     """0 for a draw, and for the first run at a density that was not tuned."""
+    trunk: str | None = None
+    """Key of the trunk that it branches off, if it is part of a ladder."""
 
 
 def plan_trials(
@@ -86,8 +90,8 @@ def plan_trials(
         _finalists(list(plans.values()), losses, failed) if spec.search.finalists else []
     ):
         for repeat in range(spec.search.finalists or 0):
-            again = methods[finalist.method_name].plan(finalist.searched, repeat)
-            plans.setdefault(again.key, again)
+            for again in methods[finalist.method_name].runs(finalist.searched, repeat):
+                plans.setdefault(again.key, again)
     return list(plans.values())
 
 
@@ -181,6 +185,31 @@ def trial_key(
     return content_hash([dense_key(spec, task, data_hash), *described, "trial", *contracts])
 
 
+def trunk_key(
+    spec: CampaignSpec,
+    task: AnyTask,
+    method: MethodSpec,
+    data_hash: str,
+    seed: int,
+    method_name: str,
+) -> str:
+    """Hash of everything that decides what the branches of a ladder have in common."""
+    assert spec.search.ladder is not None
+    # not where the branches run, which changes nothing
+    steps = spec.search.ladder.model_dump(exclude={"run"})
+    # at whichever density: it is the same trunk
+    one = method.model_copy(update={"density": max(spec.search.density)})
+    described = [spec.search.descending, steps, LADDER_CONTRACT]
+    return content_hash(
+        [trial_key(spec, task, one, data_hash, seed, method_name), "trunk", *described]
+    )
+
+
+def rung_key(trunk: str, density: float) -> str:
+    """Of a ladder's model."""
+    return content_hash([trunk, density])
+
+
 def dense_key(spec: CampaignSpec, task: AnyTask, data_hash: str) -> str:
     """Hash of everything that decides a dense reference; its seed is the campaign's."""
     described = task.model_dump(mode="json", exclude={"method", "resources", "data"})
@@ -230,6 +259,11 @@ class _Method:
         search = self.spec.search
         return search.density if search.tune_at is None else [search.tune_at]
 
+    @property
+    def drawn_at(self) -> list[float]:
+        """One density stands for all of a ladder."""
+        return self.tuned if self.spec.search.ladder is None else self.spec.search.descending[:1]
+
     def draws(self) -> list[TrialPlan]:
         """Drawn by Ray Tune's own variant generator.
 
@@ -240,13 +274,13 @@ class _Method:
         from ray import tune
         from ray.tune.search.variant_generator import generate_variants
 
-        space: dict[str, Any] = {"density": tune.grid_search(list(self.tuned))}
+        space: dict[str, Any] = {"density": tune.grid_search(list(self.drawn_at))}
         space |= {field: _domain(choice) for field, choice in self.fields.items()}
         stream = [self.spec.seed, self.task.name, *([self.name] if self.compared else [])]
         state = np.random.RandomState(int(content_hash(stream), 16) % 2**32)
         drawn = {k for k, choice in self.fields.items() if isinstance(choice, Distribution)}
         plans: dict[str, TrialPlan] = {}
-        counts = dict.fromkeys(self.tuned, 0)
+        counts = dict.fromkeys(self.drawn_at, 0)
         # two draws from a short list can be the same trial: it is drawn again, for a while
         for _ in range(MOST_ROUNDS * self.num_draws):
             if all(count >= self.num_draws for count in counts.values()):
@@ -257,7 +291,14 @@ class _Method:
                 if plan.key not in plans and counts[density] < self.num_draws:
                     plans[plan.key] = plan
                     counts[density] += 1
-        return list(plans.values())
+        return [run for plan in plans.values() for run in self.runs(plan.searched)]
+
+    def runs(self, searched: dict[str, Any], repeat: int = 0) -> list[TrialPlan]:
+        """The trial with these values, with all others of its ladder if it has one."""
+        if self.spec.search.ladder is None:
+            return [self.plan(searched, repeat)]
+        densities = self.spec.search.descending
+        return [self.plan(searched | {"density": density}, repeat) for density in densities]
 
     def following(self, best: TrialPlan) -> Iterator[TrialPlan]:
         """What the best draw at a density leads to: its values elsewhere, and all repeats."""
@@ -266,20 +307,23 @@ class _Method:
         for density in densities:
             for repeat in range(search.repeats_of(self.given, density)):
                 if (density, repeat) != (best.method.density, 0):
-                    yield self.plan(best.searched | {"density": density}, repeat)
+                    yield from self.runs(best.searched | {"density": density}, repeat)
 
     def plan(self, searched: dict[str, Any], repeat: int = 0) -> TrialPlan:
         method = self.spec.method_of(self.task, self.given.changes, **searched)
         seed, label = self.spec.seed + repeat, self.name if self.compared else ""
         words = [label, _name(searched), f"seed={seed}" if repeat else ""]
+        decides = self.spec, self.task, method, self.data_hash, seed, label
+        trunk = None if self.spec.search.ladder is None else trunk_key(*decides)
         return TrialPlan(
-            key=trial_key(self.spec, self.task, method, self.data_hash, seed, label),
+            key=rung_key(trunk, method.density) if trunk else trial_key(*decides),
             name=" ".join(word for word in words if word),
             method_name=self.name,
             method=method,
             searched=searched,
             seed=seed,
             repeat=repeat,
+            trunk=trunk,
         )
 
 

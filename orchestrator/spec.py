@@ -418,8 +418,9 @@ class CampaignSpec(Block):
         values = self.model_dump(mode="json", exclude={"storage", "tracking"})
         if not self.measure.int8:  # came later: what is recorded of specs without it stays
             del values["measure"]["int8"]
-        if self.search.finalists is None:
-            del values["search"]["finalists"]
+        for name in ("finalists", "ladder"):
+            if values["search"][name] is None:
+                del values["search"][name]
         for name in ("epsilon", "reference_drop"):
             if not values["select"][name]:
                 del values["select"][name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -32,6 +32,9 @@ class Block(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    TRUTHS: ClassVar[frozenset[str]] = frozenset()
+    """Fields of other types that may be written as true or false as well."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -124,7 +127,8 @@ def _truths(model: type[BaseModel], values: dict[str, Any]) -> list[dict[str, An
     errors = []
     for name, field in model.model_fields.items():
         value = values.get(name)
-        if bool in (field.annotation, *get_args(field.annotation)):
+        takes_truths = bool in (field.annotation, *get_args(field.annotation))
+        if takes_truths or name in getattr(model, "TRUTHS", ()):
             continue
         if isinstance(value, bool):
             errors.append(rule((name,), f"must not be true or false, got {value}"))

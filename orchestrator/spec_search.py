@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from orchestrator.spec_block import Block, Name, PlacedErrors, errors_of, field_errors, rule
+from orchestrator.spec_ladder import LadderSpec, ladder_errors, misplaced, without_truth
 from orchestrator.spec_method import Density, MethodSpec, fields_of, merge_method
 
 SELECTING = {"include", "exclude", "embeddings"}
@@ -127,6 +128,7 @@ def _searchable_in_schema(schema: dict[str, Any]) -> None:
     choice = schema["properties"]["fields"]["additionalProperties"]
     schema["properties"] |= {name: choice for name in SEARCHABLE}
     schema["properties"]["methods"]["additionalProperties"] = False  # other names
+    schema["properties"]["ladder"]["anyOf"].append({"type": "boolean"})
 
 
 class SearchSpec(Block):
@@ -137,6 +139,7 @@ class SearchSpec(Block):
     """
 
     model_config = ConfigDict(json_schema_extra=_searchable_in_schema)
+    TRUTHS = frozenset({"ladder"})
 
     density: list[Density] = Field(min_length=1)
     trials_per_density: _Trials = 1
@@ -152,6 +155,9 @@ class SearchSpec(Block):
     finalists: _Repeats | None = None
     """Runs of each setting that is on the front of quality and size when all other trials have
     ended, itself and its repeats included; by default no further ones. Each run is timed."""
+    ladder: LadderSpec | None = None
+    """One descent for all densities instead of a training for each; `true` for its defaults. Draws,
+    repeats and runs of finalists are of whole ladders."""
     methods: dict[Name, ComparedMethod] = Field(default_factory=dict)
     """Methods to compare, by name; by default one, `method` itself."""
     fields: dict[str, Choice] = Field(default_factory=dict)
@@ -161,7 +167,7 @@ class SearchSpec(Block):
     @model_validator(mode="before")
     @classmethod
     def _direct_fields(cls, block: Any) -> Any:
-        return _gather_fields(cls, block, SEARCHABLE)
+        return _gather_fields(cls, without_truth(block), SEARCHABLE)
 
     @field_validator("density")
     @classmethod
@@ -188,9 +194,17 @@ class SearchSpec(Block):
         if unknown:
             message = f"must be some of search.density {self.density}, got {unknown[0]}"
             errors.append(rule(("repeats_at",), message))
+        if self.ladder is not None:
+            others = {"tune_at": self.tune_at, "repeats_at": self.repeats_at}
+            errors += ladder_errors(self.ladder, self.density, **others)
         if errors:
             raise PlacedErrors(errors, SearchSpec)
         return self
+
+    @property
+    def descending(self) -> list[float]:
+        """The densities from high to low."""
+        return sorted(self.density, reverse=True)
 
     def repeats_of(self, compared: ComparedMethod, density: float) -> int:
         """Runs of a method's best draw at a density, itself included."""
@@ -242,6 +256,8 @@ def conflicts(search: SearchSpec, method: dict[str, Any]) -> Iterator[dict[str, 
             yield within(place, refused)
             continue
         merged = merge_method(method, compared.changes)
+        if search.ladder is not None:
+            yield from misplaced(search.ladder, merged, {**search.fields, **compared.searched})
         shared = search.shared_fields(compared, merged["kind"])
         unused -= shared.keys()
         for where, fields in ((("fields",), shared), (place, compared.searched)):

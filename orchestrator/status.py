@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.layout import Layout
 from orchestrator.search import expected_trials
-from orchestrator.spec import CampaignSpec
+from orchestrator.spec import AnyTask, CampaignSpec
 from orchestrator.tracking.reading import LoggedRun, RunReader
 from orchestrator.tracking.writer import CURVE_KEYS, FINAL, TRAIN_SECONDS, VALIDATION
 
@@ -77,7 +77,7 @@ def campaign_status(spec: CampaignSpec, reader: RunReader, layout: Layout) -> Ca
     for task in spec.tasks:
         own = [run for run in runs if run.params.get("task") == task.name]
         found = [_model(reader, run) for run in own]
-        expected = max(len(found), 1 + expected_trials(spec, task))
+        expected = max(len(found), 1 + _expected(spec, task))
         left = _seconds_left(found, expected, spec.resources_of(task).concurrent_trials)
         known, seconds_left = known and left is not None, seconds_left + (left or 0.0)
         models += found
@@ -95,6 +95,13 @@ def campaign_status(spec: CampaignSpec, reader: RunReader, layout: Layout) -> Ca
         over=len(parents) == len(spec.tasks) and all(r.status == "FINISHED" for r in parents),
         seconds_left=seconds_left if known else None,
     )
+
+
+def _expected(spec: CampaignSpec, task: AnyTask) -> int:
+    """Trainings besides the dense one: trials, and the trunks of their ladders."""
+    trials, ladder = expected_trials(spec, task), spec.search.ladder
+    has_trunks = ladder is not None and ladder.by == "trunk"
+    return trials + (trials // len(spec.search.density) if has_trunks else 0)
 
 
 def _model(reader: RunReader, run: LoggedRun) -> ModelStatus:
@@ -126,6 +133,8 @@ def _validation(metrics: Mapping[str, float]) -> float | None:
 
 def _num_steps(params: Mapping[str, Any]) -> int:
     """A dense run's params name no method; a small model from scratch trains for both."""
+    if "ladder.steps" in params:
+        return int(params["ladder.steps"])
     dense, method = int(params.get("dense.steps", 0)), int(params.get("method.steps", 0))
     if "method.kind" not in params:
         return dense

@@ -31,11 +31,13 @@ class Recorder:
     """Receives new points in batches, on rank 0: the tracking run's writer."""
     curve: list[CurvePoint] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
+    before: float = 0.0
+    """Seconds of the training that this one goes on from."""
     _unsent: list[CurvePoint] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.started
+        return time.perf_counter() - self.started + self.before
 
     def add(self, point: CurvePoint) -> CurvePoint:
         point = replace(point, seconds=round(self.seconds, 3))
@@ -77,23 +79,35 @@ class Stretch:
     schedule_steps: int | None = None
     """Steps of the job over which the learning rate falls, this stretch being a part of them; by
     default the stretch has a schedule of its own."""
+    schedule_from: int = 0
+    """Global step at which that schedule begins."""
+    decays: bool = True
+    """Whether the rate falls after its warm-up; else it stays, for others to branch off."""
     precision: str = "float32"
     keep_best: bool = False
     """End with the weights of the best validation instead of the last."""
     distillation: Distillation | None = None
     pruner: Pruner | None = None
     phase: str = "dense"
+    part: str = ""
+    """Tells gated stretches of one job apart."""
+    preview: Callable[[], dict[str, float]] | None = None
+    """Further figures of each validation, finite."""
 
     @property
     def name(self) -> str:
         """Tells a job's stretches apart."""
-        return self.phase if self.pruner is None else "gated"
+        return self.phase if self.pruner is None else f"gated{self.part}"
 
     def rate_factor(self, step: int) -> float:
         """Factor on the learning rates at a step of this stretch."""
         if self.schedule_steps is None:
             return warmup_cosine(step, self.num_steps, self.warmup_fraction)
-        factor = warmup_cosine(self.first_step + step, self.schedule_steps, self.warmup_fraction)
+        done = self.first_step + step - self.schedule_from
+        factor = warmup_cosine(done, self.schedule_steps, self.warmup_fraction)
+        if not self.decays:
+            warmup = max(1, math.ceil(self.warmup_fraction * self.schedule_steps))
+            factor = min(1.0, (done + 1) / warmup)
         # a new optimizer has yet to learn how large gradients are
         return factor * min(1.0, (step + 1) / REWARM_STEPS)
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import transformers
@@ -18,11 +19,14 @@ from lowrank.hf import load_pretrained
 from lowrank.methods import FixedRank, Start
 from lowrank.pruner import Pruner
 from lowrank.surgery import find_layers
+from orchestrator.chain import link
 from orchestrator.compression import compress, make_distillation, make_stretch
 from orchestrator.data.prepare import PreparedData
+from orchestrator.descent import branch, descend
 from orchestrator.errors import DivergedError
 from orchestrator.export_model import Trained, export_model
 from orchestrator.job import Job
+from orchestrator.ladder import Ladder
 from orchestrator.model_check import check_pass
 from orchestrator.models import auto_class_of, build_model, start_at_mean
 from orchestrator.records import CurvePoint, ModelRecord
@@ -41,6 +45,7 @@ LOWER_RATE = 0.5
 apart, so half of one is a rate that could have been drawn."""
 
 Sink = Callable[[list[CurvePoint]], None]
+T = TypeVar("T")
 
 
 def run_job(job: Job, workers: Workers, sink: Sink | None = None) -> ModelRecord:
@@ -53,27 +58,50 @@ def run_job(job: Job, workers: Workers, sink: Sink | None = None) -> ModelRecord
         ModelError: The model cannot be built, or fails on inputs as long as the task's.
         LowRankError: No layer matches the patterns, or the density is out of reach.
     """
+    parts = _begin(job, workers, sink)
+    trained = _train(_stage(job), job, *parts)
+    task, _, recorder, keeper = parts
+    trained = replace(trained, rate_factor=keeper.rate_factor)
+    return export_model(job, task, workers, recorder, trained)
+
+
+def run_trunk(job: Job, workers: Workers, sink: Sink | None = None) -> None:
+    """The training that the models of a ladder share, with the same errors; leaves its starts."""
+    parts = _begin(job, workers, sink)
+    _train(descend, job, *parts)
+    recorder = parts[2]
+    recorder.flush()
+
+
+Parts = tuple[TrainingTask, Workers, Recorder, Keeper]
+
+
+def _begin(job: Job, workers: Workers, sink: Sink | None) -> Parts:
     task = make_task(job.task_spec, PreparedData.open(Path(job.data)), job.batch_seed)
     torch.manual_seed(job.worker_seed(workers.rank))
     recorder = Recorder(workers=workers, total_steps=_num_steps(job), sink=sink)
     keeper = Keeper(SnapshotStore(Path(job.snapshots)) if job.snapshots else None, workers)
+    return task, workers, recorder, keeper
+
+
+def _stage(job: Job) -> Callable[[Job, TrainingTask, Workers, Recorder, Keeper], Trained]:
+    if job.ladder is not None:
+        return link if job.ladder["chain"] else branch
     stages = {"dense": _train_dense, "from-scratch": _train_small}
-    stage = stages.get("dense" if job.dense is None else job.method_spec.kind, compress)
-    trained = _train(stage, job, task, workers, recorder, keeper)
-    return export_model(job, task, workers, recorder, trained)
+    return stages.get("dense" if job.dense is None else job.method_spec.kind, compress)
 
 
 def _train(
-    stage: Callable[[Job, TrainingTask, Workers, Recorder, Keeper], Trained],
+    stage: Callable[[Job, TrainingTask, Workers, Recorder, Keeper], T],
     job: Job,
     task: TrainingTask,
     workers: Workers,
     recorder: Recorder,
     keeper: Keeper,
-) -> Trained:
+) -> T:
     """The stage, and once more from its last state at a lower rate if it diverges."""
     try:
-        return replace(stage(job, task, workers, recorder, keeper), rate_factor=keeper.rate_factor)
+        return stage(job, task, workers, recorder, keeper)
     except DivergedError as error:
         if keeper.rate_factor < 1:
             rate = f"{keeper.rate_factor:g} of its learning rate"
@@ -87,6 +115,8 @@ def _train(
 
 
 def _num_steps(job: Job) -> int:
+    if job.ladder is not None:
+        return Ladder(**job.ladder).num_steps
     steps = job.method_spec.steps
     if job.dense is None:
         return job.task_spec.dense.steps

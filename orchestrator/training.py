@@ -90,6 +90,8 @@ def _validate(
     """Evaluate on validation, report it, and remember the weights if they are the best so far."""
     value = evaluate(training.model, task, workers, "validation")[task.metric.name]
     training.best.offer(training.model, value, stretch.keep_best)
+    if stretch.preview is not None:
+        point = replace(point, extras=point.extras | stretch.preview())
     training.recorder.report(replace(point, validation=_finite(value)))
 
 

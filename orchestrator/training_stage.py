@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator import cluster
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.errors import TrialError
+from orchestrator.ladder_stage import ladder_of_plan, ladder_params, run_ladders, trunk_name
 from orchestrator.launch import Launch
 from orchestrator.progress import tune_callback
 from orchestrator.recording import record_model, trained
@@ -65,10 +66,10 @@ class TrainingStage:
         if record is not None:
             self.site.progress.done(name, "already finished", reused=True)
             return record
-        launch = self._launch(state, key, None)
+        launch = self.launch(state, key, None)
         record = self._taken_up(name, launch)
         if record is None:
-            self._run_trials(state, {name: launch})
+            self.run_trials(state, {name: launch})
             record = self._recorded(launch)
         if record is None:
             reason = state.failed[-1].reason if state.failed else "no record was left"
@@ -80,28 +81,34 @@ class TrainingStage:
     ) -> None:
         """Every plan ends as one of `records` or among the failed."""
         launches: dict[str, Launch] = {}
+        ladders: dict[str, list[TrialPlan]] = {}
         for plan in plans:
             name = f"{state.task.name} {plan.name}"
             record = self._existing(plan.key)
             if record is not None:
                 self.site.progress.done(name, "already finished", reused=True)
             else:
-                launch = self._launch(state, plan.key, plan)
+                launch = self.launch(state, plan.key, plan)
                 record = self._taken_up(name, launch)
                 if record is None:
                     launches[name] = launch
+                    if plan.trunk is not None:
+                        ladders.setdefault(plan.trunk, []).append(plan)
             if record is not None:
                 records[plan.key] = record
         if not launches:
             return
-        self._run_trials(state, launches)
+        if ladders:
+            run_ladders(self, state, ladders, launches)
+        else:
+            self.run_trials(state, launches)
         failed = {trial.key for trial in state.failed}
         for launch in launches.values():
             record = None if launch.key in failed else self._recorded(launch)
             if record is not None:
                 records[launch.key] = record
             elif launch.key not in failed:
-                state.failed.append(_failure(launch, "no record was left"))
+                state.failed.append(failure_of(launch, "no record was left"))
 
     def _existing(self, key: str) -> ModelRecord | None:
         """A finished model with this key: both its record and its FINISHED run."""
@@ -132,8 +139,17 @@ class TrainingStage:
             return None
         return record_model(launch, record, self.site.tracking.writer(launch.run_id))
 
-    def _launch(self, state: TaskState, key: str, plan: TrialPlan | None) -> Launch:
-        """A job with its MLflow run; without a plan that of the dense reference."""
+    def launch(
+        self, state: TaskState, key: str, plan: TrialPlan | None, is_trunk: bool = False
+    ) -> Launch:
+        """A job with its MLflow run; without a plan that of the dense reference.
+
+        Args:
+            state: Of the task.
+            key: Of the model, or the trunk.
+            plan: Any of its branches, for a trunk.
+            is_trunk: Of the plan's ladder.
+        """
         spec, task, dense = self.site.spec, state.task, state.dense
         method = (plan.method if plan else spec.method_of(task)).model_dump()
         seed = plan.seed if plan else spec.seed
@@ -145,7 +161,7 @@ class TrainingStage:
             "dense": task.dense.model_dump(),
         }
         tags = {
-            "kind": "trial" if plan else "dense",
+            "kind": "trunk" if is_trunk else "trial" if plan else "dense",
             "spec_hash": spec.digest(),
             **_versions(),
         }
@@ -154,7 +170,12 @@ class TrainingStage:
             params |= _grouping(plan) | {"method": method}
             # as tags too: MLflow's pages group and filter by either
             tags |= {name: str(value) for name, value in _grouping(plan).items()}
-        name = f"{task.name} {plan.name if plan else 'dense'}"
+        ladder = None
+        if plan and plan.trunk:
+            ladder = ladder_of_plan(self.site, plan, is_trunk)
+            params |= {"ladder": ladder_params(ladder)}
+        called = plan.name if plan else "dense"
+        name = f"{task.name} {trunk_name(called) if is_trunk else called}"
         run_id = self.site.tracking.model_run(key, state.run_id, name, params, tags)
         job = {
             "key": key,
@@ -164,6 +185,7 @@ class TrainingStage:
             "seed": seed,
             "dense": dense.export if dense else None,
             "snapshots": str(self.site.layout.snapshots(key)),
+            "ladder": asdict(ladder) if ladder else None,
         }
         return Launch(
             job=job,
@@ -177,13 +199,14 @@ class TrainingStage:
             method_name=plan.method_name if plan else "",
         )
 
-    def _run_trials(self, state: TaskState, launches: dict[str, Launch]) -> None:
+    def run_trials(self, state: TaskState, launches: dict[str, Launch]) -> None:
         """Tune runs one trial per launch; failures are kept with their reason."""
         from ray import tune
 
         resources = self.site.spec.resources_of(state.task)
         available = cluster.wait_to_fit(resources, state.task.name, self.site.progress.line)
-        names = {launch.key: name for name, launch in launches.items()}
+        names = {plan.key: f"{state.task.name} {plan.name}" for plan in state.plans}
+        names |= {launch.key: name for name, launch in launches.items()}
         tuner = tune.Tuner(
             tune.with_resources(partial(tune_trial, train=self.site.train), {cluster.DRIVER: 1}),
             param_space={"launch": tune.grid_search([asdict(v) for v in launches.values()])},
@@ -202,16 +225,20 @@ class TrainingStage:
             ),
         )
         for result in tuner.fit():
-            launch = (result.config or {})["launch"]
-            failure = (result.metrics or {}).get("failure")
+            launch, metrics = Launch(**(result.config or {})["launch"]), result.metrics or {}
+            failure = metrics.get("failure")
             if result.error is not None:
                 failure = f"{type(result.error).__name__}: {str(result.error).splitlines()[-1]}"
-            if failure:
-                self.site.tracking.writer(launch["run_id"]).end("FAILED", failure)
-                state.failed.append(_failure(Launch(**launch), failure))
+            failed = metrics.get("failures", {}) if launch.then and not result.error else {}
+            for each in [launch, *(Launch(**fields) for fields in launch.then)]:
+                reason = failed.get(each.key, failure)
+                # of a trial whose process died, what is home is not lost
+                if reason and (each.is_trunk or trained(each) is None):
+                    self.site.tracking.writer(each.run_id).end("FAILED", reason)
+                    state.failed.append(failure_of(each, reason))
 
 
-def _failure(launch: Launch, reason: str) -> FailedTrial:
+def failure_of(launch: Launch, reason: str) -> FailedTrial:
     return FailedTrial(
         key=launch.key,
         task=launch.job["task"]["name"],

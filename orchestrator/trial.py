@@ -29,8 +29,9 @@ MAX_IN_VAIN = 2
 wrong with the job itself ends soon, a training of days on machines that come and go does not. A
 notice of preemption does not count."""
 
-Train = Callable[[Launch, list[Any]], ModelRecord]
-"""Trains what a launch asks for and leaves its files at home; gets callbacks of Ray Train. In a
+Train = Callable[[Launch, list[Any]], ModelRecord | None]
+"""Trains what a launch asks for and leaves its files at home; gets callbacks of Ray Train. Nothing
+comes of a trunk but its starts. In a
 campaign `train_on_workers`; another one stands in where the campaign itself is looked at."""
 
 
@@ -47,10 +48,11 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
         with Watchdog(60 * config["hang_minutes"], note) as watchdog:
             # within its time: they read a file system that may hang
             from orchestrator.job import Job
-            from orchestrator.train_loop import run_job
+            from orchestrator.train_loop import run_job, run_trunk
             from orchestrator.workers import RayWorkers
 
-            run_job(Job(**config["job"]), RayWorkers(watchdog), sink)
+            job = Job(**config["job"])
+            (run_trunk if job.is_trunk else run_job)(job, RayWorkers(watchdog), sink)
     except (CampaignError, LowRankError) as error:
         # returned, not raised: Ray would take it for a fault of the machine and try again
         return {"failure": str(error)}
@@ -74,6 +76,7 @@ def run_launch(launch: Launch, callbacks: list[Any], train: Train) -> ModelRecor
     writer = RunWriter(launch.tracking_uri, launch.run_id)
     try:
         record = trained(launch) or train(launch, callbacks)
+        assert record is not None
         return record_model(launch, record, writer)
     except TrackingAway:
         raise
@@ -87,11 +90,16 @@ def run_launch(launch: Launch, callbacks: list[Any], train: Train) -> ModelRecor
 
 
 def tune_trial(config: dict[str, Any], train: Train) -> None:
-    """The Tune trainable: one trial is one training, of `train_on_workers` as a rule."""
+    """The Tune trainable: one trial is one training, of `train_on_workers` as a rule, or those of
+    a ladder."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    from orchestrator.ladder_trial import ladder_trial
+
     launch = Launch(**config["launch"])
+    if launch.is_trunk or launch.then:
+        return ladder_trial(launch, train)
     try:
         record = run_launch(launch, [TuneReportCallback()], train)
     except TrackingAway as error:
@@ -104,8 +112,8 @@ def tune_trial(config: dict[str, Any], train: Train) -> None:
     tune.report({"ended": 1, "failure": None, "quality": record.quality})
 
 
-def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord:
-    """One Ray Train run: trains, and brings the model's files home.
+def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord | None:
+    """One Ray Train run: trains, and brings the model's files home; a trunk has none.
 
     Raises:
         TrialError: Training failed.
@@ -135,6 +143,10 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord:
         # asked for again it begins anew: from its last state it would fail in the same way
         states.clear()
         raise TrialError(returned["failure"], key)
+    if launch.is_trunk:
+        shutil.rmtree(layout.train / key, ignore_errors=True)
+        states.clear()
+        return None
     if result.checkpoint is None:
         raise TrialError("the training ended without a model", key)
     home = layout.model(key)

@@ -29,6 +29,7 @@ from orchestrator.spec import (
 )
 from orchestrator.spec_block import Block
 from orchestrator.spec_glue import Glue
+from orchestrator.spec_ladder import LadderSpec
 from orchestrator.spec_method import MethodSpec
 from orchestrator.spec_search import ComparedMethod, Distribution, SearchSpec
 
@@ -49,6 +50,7 @@ SECTIONS: list[tuple[str, type[Block]]] = [
     ("dense", DenseSpec),
     ("method", MethodSpec),
     ("search", SearchSpec),
+    ("search.ladder", LadderSpec),
     ("a method in search.methods", ComparedMethod),
     ("a range in search", Distribution),
     ("measure", MeasureSpec),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from lowrank.alignment import rounded_up
 from lowrank.currency import Currency
 from lowrank.density import LayerShape, realized_density
 from lowrank.errors import LowRankError
-from lowrank.magnitude import cubic_density
 from lowrank.methods.base import (
     Control,
     Method,
@@ -22,17 +21,13 @@ from lowrank.methods.base import (
     check_fraction,
     fraction_floors,
 )
+from lowrank.methods.course import Course
 from lowrank.methods.start import Start, StartKind, gated_start
 from lowrank.prunable import Prunable
 from lowrank.pruned import GatedFactors
 from lowrank.shrinking import Swap, follow
 from lowrank.threshold import ThresholdGate, limits_of, solve_threshold, tangent_gradients
 
-TEMPERATURES = (0.05, 0.01, 1e-5)
-"""At the start, when the target is reached, and at the end, in units of the scores, whose range is
-1. At first a fifth of a layer's components is neither open nor shut. A component that is half open
-counts half and serves nearly as well, so trained scores gather at the threshold; in the last part
-they rest, and T falls until their order alone decides."""
 CLOSED = 1e-9
 """A gate below it adds less than a float32 resolves, and its score, whose gradient is as small
 against the 1e-8 in Adam's denominator, does not move any more."""
@@ -110,7 +105,12 @@ class ThresholdControl(Control[GatedFactors]):
         super().__init__(layers, method, currency)
         self._dense = sum(cost.dense_cost for cost in self.costs.values())
         every = {name: layer.num_components for name, layer in layers.items()}
-        self._start_density = realized_density(every, self.costs)
+        self._whole = self._course = Course(
+            start=realized_density(every, self.costs),
+            end=method.density,
+            steps=method.gated_steps,
+            anneal_fraction=method.anneal_fraction,
+        )
         self._price = torch.zeros(())
         rate = method.gate_lr if method.gate_lr is not None else SCORE_TRAVEL / method.gated_steps
         # the scores' gradient is projected first, which no optimizer of the caller's would do
@@ -127,26 +127,23 @@ class ThresholdControl(Control[GatedFactors]):
     def _gates(self) -> dict[str, ThresholdGate]:
         return {name: _gate(layer) for name, layer in self.layers.items()}
 
+    def aim(self, density: float, steps: int, reached: float | None = None) -> None:
+        self._course = self._whole.towards(density, steps, reached)
+        self._begin(replace(self.method, density=density, gated_steps=steps))
+
     @property
     def hardening(self) -> bool:
         """Whether scores rest and gates are driven to one side or the other."""
-        return self.progress >= self.method.anneal_fraction
+        return self._course.hardens(self.step_index)
 
     @property
     def temperature(self) -> float:
-        """T of the current step, geometric within each part of the gated steps."""
-        start, middle, end = TEMPERATURES
-        turn = self.method.anneal_fraction
-        if not self.hardening:
-            return start * (middle / start) ** (self.progress / turn)
-        return middle * (end / middle) ** ((self.progress - turn) / max(1e-9, 1 - turn))
+        """T of the current step."""
+        return self._course.temperature(self.step_index)
 
     @property
     def target(self) -> float:
-        length = max(1.0, self.method.anneal_fraction * self.method.gated_steps)
-        fraction = cubic_density(self.step_index / length, 0.0)
-        final = self.method.density
-        return final + max(0.0, self._start_density - final) * fraction
+        return self._course.target(self.step_index)
 
     def expected_density(self) -> Tensor:
         gates = self._gates

@@ -118,16 +118,28 @@ class Control(ABC, Generic[LayerT]):
     """
 
     def __init__(self, layers: dict[str, LayerT], method: Method, currency: Currency) -> None:
-        self.layers, self.method = layers, method
-        self.step_index = 0
+        self.layers = layers
         self.shapes = {name: layer.shape for name, layer in layers.items()}
-        self.costs = {n: currency.cost(n, method.cost(s)) for n, s in self.shapes.items()}
+        self._currency = currency
+        self._begin(method)
+
+    def _begin(self, method: Method) -> None:
+        self.method, self.step_index = method, 0
+        self.costs: dict[str, Cost] = {
+            name: self._currency.cost(name, method.cost(shape))
+            for name, shape in self.shapes.items()
+        }
         self.costs |= {
             name: aligned(self.costs[name], method.multiple(layer.shape))
-            for name, layer in layers.items()
+            for name, layer in self.layers.items()
             if isinstance(layer, GatedFactors)
         }
         self.floors = method.floors(self.shapes)
+
+    def aim(self, density: float, steps: int, reached: float | None = None) -> None:
+        """Go on to another density; see `Pruner.aim`."""
+        name = type(self.method).__name__
+        raise LowRankError(f"{name} has one density: only Adaptive can go on to others")
 
     @property
     def progress(self) -> float:

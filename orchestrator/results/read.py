@@ -111,7 +111,8 @@ def read_results(reader: RunReader, spec: CampaignSpec, task: AnyTask) -> Result
     used = [dense_run, *search.used.values()]
     trials = list(search.finished.values())
     prints = [row.fingerprint for trial in trials for row in trial.speed]
-    others = sum(run.status == "FINISHED" for run in runs) - sum(
+    models = [run for run in runs if run.tags.get("kind") != "trunk"]
+    others = sum(run.status == "FINISHED" for run in models) - sum(
         run.status == "FINISHED" for run in used
     )
     return Results(
@@ -237,7 +238,12 @@ class _Search:
         own = self.by_key.get(plan.key)
         if own is not None and own.run_id not in self.taken:
             return own
-        free = [run for run in self.runs if run.run_id not in self.taken]
+        in_ladder = plan.trunk is not None
+        free = [
+            run
+            for run in self.runs
+            if run.run_id not in self.taken and ("ladder.trunk" in run.params) == in_ladder
+        ]
         wanted = {"method": plan.method.model_dump(), "dense": self.task.dense.model_dump()}
         asked = flat(wanted | {"method_name": plan.method_name, "seed": plan.seed})
         alike = [run for run in free if _agrees(run, asked)]

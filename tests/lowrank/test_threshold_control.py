@@ -422,7 +422,7 @@ def test_scores_stay_float32_whatever_the_model_is_cast_to(cast):
     assert {score.dtype for score in run.control.scores().values()} == {torch.float32}
     assert {p.dtype for p in run.model.parameters() if p.ndim > 1} == {getattr(torch, cast)}
     assert float(run.pruner.expected_density()) == pytest.approx(run.pruner.target, abs=1e-4)
-    assert run.pruner.target < run.control._start_density
+    assert run.pruner.target < run.control._whole.start
 
 
 def test_scores_that_are_not_finite_are_named():

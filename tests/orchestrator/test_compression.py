@@ -21,11 +21,12 @@ from lowrank.moments import InputMoments
 from lowrank.surgery import find_layers
 from orchestrator.compression import (
     _counts,
-    _make_pruner,
     _moments,
     make_distillation,
+    make_pruner,
     make_stretch,
 )
+from orchestrator.methods import make_method
 from orchestrator.models import build_model
 from orchestrator.tasks import TrainingTask, make_task
 from orchestrator.train_loop import run_job
@@ -178,7 +179,9 @@ def test_an_embedding_starts_from_the_counts_and_from_what_enters_its_head(lm: F
         _counts(task, table),
         second_moment=moments["transformer.wte"].second_moment,
     )
-    layer = _make_pruner(job, model, task, LocalWorkers()).layers["transformer.wte"]
+    layer = make_pruner(job, make_method(job.method_spec), model, task, LocalWorkers()).layers[
+        "transformer.wte"
+    ]
     assert isinstance(layer, GatedEmbedding)
     product = (layer.up[:, :3] @ layer.down[:3]).detach()
     assert difference(product, wanted.up[:, :3] @ wanted.down[:3]) < 1e-4

@@ -120,7 +120,7 @@ def train(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, **search: Any) -> T
     data: Any = SimpleNamespace(content_hash="data", folder=Path("/data"))
     state = TaskState(task=spec.tasks[0], data=data, run_id="parent")
     stage = TrainingStage(site)
-    monkeypatch.setattr(stage, "_run_trials", cluster.run_trials)
+    monkeypatch.setattr(stage, "run_trials", cluster.run_trials)
     stage.run(state)
     assert progress.total_models == 1 + len(state.plans)
     return state

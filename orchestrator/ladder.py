@@ -1,0 +1,185 @@
+"""A ladder: one descent through several densities, and at each a branch that ends as a model.
+
+The trunk trains with gates and goes from density to density at the full learning rate. At each its
+state is kept, a start; a branch goes on from there with gates that harden, is projected, and trains
+its small model while the rate falls. The steps of the trunk serve every density below, so that a
+model has more training behind it than it costs.
+
+Trunk and branches are jobs with keys of their own. A branch is a function of its start, whichever
+process made that: it may follow the trunk in one trial, or run on other machines.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import StorageError
+from orchestrator.records import LadderFacts
+from orchestrator.snapshot import Snapshot, SnapshotError, SnapshotStore
+from orchestrator.spec_ladder import LadderSpec
+from orchestrator.spec_method import MethodSpec
+from orchestrator.spec_search import SearchSpec
+from orchestrator.workers import Workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """Where a job stands in its ladder; JSON-able values."""
+
+    trunk: str
+    """Key of the trunk."""
+    densities: list[float]
+    """From high to low."""
+    rungs: list[int]
+    """Step of the trunk at which each of them is reached."""
+    branch_steps: int
+    starts: str
+    """Folder of the trunk's states at the rungs, on storage that all workers see."""
+    rung: int | None = None
+    """Of the density that this job's model is to have; None of the trunk."""
+    chain: bool = False
+    """Whether there is no trunk: each model goes on from that of the density above."""
+    parent: str | None = None
+    """Folder of the exported model that a job in a chain goes on from; None begins with dense."""
+
+    @property
+    def num_steps(self) -> int:
+        """Of the job's training, with the part of others that it continues."""
+        if self.rung is None:
+            return self.rungs[-1]
+        others = self.rung * self.branch_steps if self.chain else 0
+        return others + self.rungs[self.rung] + self.branch_steps
+
+    def part(self, rung: int) -> tuple[int, int]:
+        """Step of the trunk at which the descent to a rung begins, and how many it takes."""
+        begin = self.rungs[rung - 1] if rung else 0
+        return begin, self.rungs[rung] - begin
+
+
+def plan_steps(
+    ladder: LadderSpec, method: MethodSpec, densities: Sequence[float]
+) -> tuple[list[int], int]:
+    """Steps of the trunk at which it reaches each density, and those of a branch.
+
+    To halve a density takes the same number of steps anywhere below the first.
+
+    Args:
+        ladder: Parts of the method's steps.
+        method: Its steps.
+        densities: From high to low.
+    """
+    falls = [math.log(a / b) for a, b in pairwise(densities)]
+    below = ladder.descent * method.steps * len(falls)
+    rungs = [max(1, round(ladder.first * method.steps))]
+    done = 0.0
+    for fall in falls:
+        done += below * fall / sum(falls)
+        rungs.append(max(rungs[-1] + 1, round(rungs[0] + done)))
+    return rungs, max(1, round(ladder.recovery * method.steps))
+
+
+def ladder_of(
+    search: SearchSpec,
+    method: MethodSpec,
+    trunk: str,
+    starts: Path,
+    rung: int | None,
+    above: Path | None,
+) -> Ladder:
+    """Where a job stands in the ladder of a search.
+
+    Args:
+        search: With a ladder.
+        method: Its steps.
+        trunk: Key of the trunk.
+        starts: Folder for its states.
+        rung: Of the job; None for the trunk itself.
+        above: Where the model of the density above is, or will be; None of the first.
+    """
+    assert search.ladder is not None
+    densities, is_chain = search.descending, search.ladder.by == "chain"
+    rungs, branch_steps = plan_steps(search.ladder, method, densities)
+    return Ladder(
+        trunk=trunk,
+        densities=densities,
+        rungs=rungs,
+        branch_steps=branch_steps,
+        starts=str(starts),
+        rung=rung,
+        chain=is_chain,
+        parent=str(above) if is_chain and above else None,
+    )
+
+
+class Starts:
+    """The trunk's states at the rungs, each in a folder of its own.
+
+    Args:
+        folder: Theirs alone.
+        workers: All of them call the same methods.
+    """
+
+    def __init__(self, folder: Path, workers: Workers) -> None:
+        self._folder, self._workers = folder, workers
+
+    def reached(self, ladder: Ladder) -> int:
+        """How many rungs, from the first on, have a start that can be read."""
+        found = 0
+        if self._workers.rank == 0:
+            for rung, step in enumerate(ladder.rungs):
+                if self._store(rung).last_whole() != step:
+                    break
+                found = rung + 1
+        # one that sees less of the storage must not begin somewhere else
+        return int(self._workers.gather(found)[0])
+
+    def save(self, ladder: Ladder, rung: int, start: Snapshot) -> None:
+        """Raises StorageError on all workers if it cannot be written: without it no branch."""
+        problem = None
+        if self._workers.rank == 0:
+            try:
+                self._store(rung).save(ladder.rungs[rung], start)
+            except (StorageError, SnapshotError) as error:
+                problem = str(error)
+        problem = self._workers.gather(problem)[0]
+        if problem:
+            raise StorageError(problem)
+
+    def load(self, ladder: Ladder, rung: int) -> Snapshot:
+        """Raises SnapshotError if it is missing or damaged."""
+        return self._store(rung).load(ladder.rungs[rung])
+
+    def clear(self, ladder: Ladder) -> None:
+        """Forget all of them: every branch has its model."""
+        for rung in range(len(ladder.rungs)):
+            self._store(rung).clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _store(self, rung: int) -> SnapshotStore:
+        return SnapshotStore(self._folder / f"rung{rung}")
+
+
+def ladder_facts(job: dict[str, Any] | None) -> LadderFacts | None:
+    """What the record of a model says of its ladder.
+
+    Args:
+        job: Fields of the job's `Ladder`, if it has one.
+    """
+    if job is None:
+        return None
+    ladder = Ladder(**job)
+    assert ladder.rung is not None
+    _, own = ladder.part(ladder.rung)
+    return LadderFacts(
+        trunk=ladder.trunk,
+        densities=ladder.densities,
+        shared_steps=ladder.num_steps - own - ladder.branch_steps,
+        trunk_steps=own,
+        branch_steps=ladder.branch_steps,
+    )

@@ -1,0 +1,135 @@
+"""How the stage that trains launches ladders: together with their branches, or these apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.campaign_state import Site, TaskState
+from orchestrator.ladder import Ladder, Starts, ladder_of
+from orchestrator.ladder_trial import record_trunk, trunk_failed
+from orchestrator.launch import Launch
+from orchestrator.records import FailedTrial
+from orchestrator.search import TrialPlan, rung_key
+from orchestrator.workers import LocalWorkers
+
+if TYPE_CHECKING:
+    from orchestrator.training_stage import TrainingStage
+
+
+def run_ladders(
+    stage: TrainingStage,
+    state: TaskState,
+    ladders: Mapping[str, list[TrialPlan]],
+    launches: Mapping[str, Launch],
+) -> None:
+    """Train the trunks that are needed, and the branches that have no model yet.
+
+    Args:
+        stage: That launches them.
+        state: Of the task; failures are added to it.
+        ladders: Key of a trunk -> the plans of its branches that are missing.
+        launches: Of these branches, by their names.
+    """
+    search = stage.site.spec.search
+    assert search.ladder is not None
+    by_key = {launch.key: (name, launch) for name, launch in launches.items()}
+    if search.ladder.by == "chain":
+        return stage.run_trials(state, _chains(ladders, by_key))
+    trunks: dict[str, Launch] = {}
+    for key, plans in ladders.items():
+        branches = [asdict(by_key[plan.key][1]) for plan in plans]
+        trunk = stage.launch(state, key, plans[0], is_trunk=True)
+        name = f"{state.task.name} {trunk_name(plans[0].name)}"
+        trunks[name] = replace(trunk, then=branches if search.ladder.run == "together" else [])
+    stage.run_trials(state, trunks)
+    lost = _without(state, {trunk.key for trunk in trunks.values()})
+    if search.ladder.run == "apart":
+        _run_apart(stage, state, ladders, by_key, lost)
+    for trunk in trunks.values():
+        _conclude(stage, state, trunk, [plan.key for plan in ladders[trunk.key]], lost)
+
+
+def _chains(
+    ladders: Mapping[str, list[TrialPlan]], by_key: Mapping[str, tuple[str, Launch]]
+) -> dict[str, Launch]:
+    """Per ladder one trial: the first model that is missing, then those below it."""
+    found: dict[str, Launch] = {}
+    for plans in ladders.values():
+        (name, first), *rest = (by_key[plan.key] for plan in plans)
+        found[name] = replace(first, then=[asdict(launch) for _, launch in rest])
+    return found
+
+
+def _run_apart(
+    stage: TrainingStage,
+    state: TaskState,
+    ladders: Mapping[str, list[TrialPlan]],
+    by_key: Mapping[str, tuple[str, Launch]],
+    lost: Mapping[str, FailedTrial],
+) -> None:
+    ready: dict[str, Launch] = {}
+    for key, plans in ladders.items():
+        for name, launch in (by_key[plan.key] for plan in plans):
+            if key not in lost:
+                ready[name] = launch
+                continue
+            reason = trunk_failed(lost[key].reason)
+            stage.site.tracking.writer(launch.run_id).end("FAILED", reason)
+            stage.site.progress.done(name, f"FAILED, {reason}")
+            state.failed.append(replace(lost[key], key=launch.key, reason=reason))
+    if ready:
+        stage.run_trials(state, ready)
+
+
+def _without(state: TaskState, keys: set[str]) -> dict[str, FailedTrial]:
+    """Take trunks out of the failed: those are models, and a trunk is none."""
+    lost = {failed.key: failed for failed in state.failed if failed.key in keys}
+    state.failed[:] = [failed for failed in state.failed if failed.key not in keys]
+    return lost
+
+
+def _conclude(
+    stage: TrainingStage,
+    state: TaskState,
+    trunk: Launch,
+    branches: list[str],
+    lost: Mapping[str, FailedTrial],
+) -> None:
+    """What the trial could not write, and what nobody needs any more."""
+    tracking, layout = stage.site.tracking, stage.site.layout
+    if trunk.key not in lost and not tracking.finished(trunk.key):
+        record_trunk(trunk, tracking.writer(trunk.run_id))
+    if all(layout.record(key).exists() for key in branches):
+        ladder = Ladder(**trunk.job["ladder"])
+        Starts(Path(ladder.starts), LocalWorkers()).clear(ladder)
+
+
+def ladder_of_plan(site: Site, plan: TrialPlan, is_trunk: bool) -> Ladder:
+    """Where a plan's job stands, or that of its trunk."""
+    assert plan.trunk is not None
+    search, density = site.spec.search, plan.method.density
+    rung = search.descending.index(density)
+    above = None
+    if rung:
+        above = site.layout.model(rung_key(plan.trunk, search.descending[rung - 1]))
+    starts = site.layout.starts(plan.trunk)
+    place = None if is_trunk else rung
+    return ladder_of(search, plan.method, plan.trunk, starts, place, above)
+
+
+def trunk_name(branch: str) -> str:
+    """For people, from the name of a branch: its density is that of all."""
+    return " ".join(["trunk", *(w for w in branch.split() if not w.startswith("density="))])
+
+
+def ladder_params(ladder: Ladder) -> dict[str, Any]:
+    """Of an MLflow run."""
+    return {
+        "trunk": ladder.trunk,
+        "densities": ladder.densities,
+        "steps": ladder.num_steps,
+        "branch_steps": ladder.branch_steps,
+    }
