@@ -54,6 +54,13 @@ def run_job(job: Job, workers: Workers, sink: Sink | None = None) -> ModelRecord
         LowRankError: No layer matches the patterns, or the density is out of reach.
     """
     task = make_task(job.task_spec, PreparedData.open(Path(job.data)), job.batch_seed)
+    return run_job_on(task, job, workers, sink)
+
+
+def run_job_on(
+    task: TrainingTask, job: Job, workers: Workers, sink: Sink | None = None
+) -> ModelRecord:
+    """`run_job` once the job's task is there."""
     torch.manual_seed(job.worker_seed(workers.rank))
     recorder = Recorder(workers=workers, total_steps=_num_steps(job), sink=sink)
     keeper = Keeper(SnapshotStore(Path(job.snapshots)) if job.snapshots else None, workers)

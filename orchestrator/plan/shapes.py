@@ -1,0 +1,114 @@
+"""Sizes from a model's shapes alone, for a plan without a probe: bytes and no hours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lowrank.prunable import prunable_shape
+from lowrank.surgery import find_layers
+from orchestrator.data.prepare import PreparedData
+from orchestrator.plan.figures import JobCost, Range
+from orchestrator.plan.probe import size_of
+from orchestrator.plan.profile import TaskProfile
+from orchestrator.plan.states import model_bytes, state_bytes
+from orchestrator.plan.work import DENSE, FINETUNE, GATED, ModelWork, TaskWork
+from orchestrator.spec import AnyTask, CampaignSpec
+
+DESCRIPTION_BYTES = 20_000
+"""Of an export besides weights, tokenizer and reference answers: config, manifest of some hundred
+tensors."""
+ANSWERED_TOKENS = 28
+"""Whose logits are kept as reference answers (`lowrank.contract.SHAPES`)."""
+RECORD_BYTES, POINT_BYTES = 12_000, 480.0
+"""Of record.json: method and ranks of some fifty layers; a point of the curve."""
+LOGGED_BYTES = 20_000
+"""That MLflow adds to a logged model besides the library's source."""
+
+
+def shapes_profile(
+    spec: CampaignSpec,
+    task: AnyTask,
+    work: TaskWork,
+    data: PreparedData,
+    described: dict[str, Any],
+    model: nn.Module,
+) -> TaskProfile:
+    """Costs of which only the bytes are known.
+
+    Args:
+        spec: The campaign.
+        task: One of its tasks.
+        work: Counted.
+        data: Prepared.
+        described: Of the task.
+        model: The dense one, trained or not.
+    """
+    from pathlib import Path
+
+    import lowrank
+
+    method = spec.method_of(task)
+    layers = find_layers(model, method.include, method.exclude, method.embeddings).layers
+    prunable = sum(prunable_shape(layer).num_dense for layer in layers.values())
+    kept = model_bytes(model)
+    pruned = 4 * prunable
+    outputs = task.kind == "language-modelling"
+    logits = 4 * ANSWERED_TOKENS * data.vocab_size if outputs else 4 * ANSWERED_TOKENS
+    beside = size_of(data.tokenizer_folder) + DESCRIPTION_BYTES + logits
+    resting, training = (state_bytes(model, best, work.workers) for best in (False, True))
+
+    def cost(setting: str, density: float, states: dict[str, float]) -> JobCost:
+        return JobCost(
+            setting=setting,
+            density=density,
+            setup_s=Range(),
+            step_s={},
+            projection_s=Range(),
+            export_s=Range(),
+            validation_s={},
+            test_s=Range(),
+            model_bytes={},
+            # in proportion to the weights
+            state_bytes={phase: round(size) for phase, size in states.items()},
+            weights_bytes=round(kept - (1 - density) * pruned),
+            export_bytes=beside,
+            record_bytes=RECORD_BYTES,
+            point_bytes=POINT_BYTES,
+            memory_bytes=0,
+        )
+
+    costs = [cost(DENSE, 1.0, {DENSE: training})]
+    for trial in work.trials:
+        if any(c.setting == trial.setting and c.density == trial.density for c in costs):
+            continue
+        part = 1 - (1 - trial.density) * pruned / kept
+        begins = 1 + (start_density(trial, layers) - 1) * pruned / kept
+        states = {GATED: begins * resting, FINETUNE: part * training}
+        costs.append(cost(trial.setting, trial.density, states))
+    return TaskProfile(
+        described=described,
+        costs=costs,
+        timing_s=Range(),
+        int8_s=Range(),
+        logged_bytes=size_of(Path(lowrank.__file__).parent) + LOGGED_BYTES,
+        world=0,
+        groups=0,
+    )
+
+
+def start_density(trial: ModelWork, layers: dict[str, nn.Module]) -> float:
+    """Parameters of the pruned matrices at the start of a trial, of the dense ones."""
+    kind, method = trial.method["kind"], trial.method
+    if kind == "adaptive":
+        return float(min(1.0, method["start_excess"] * trial.density))
+    full_rank = method.get("start_rank") != "break-even" and kind in ("flop-l0", "flop-agp")
+    if kind == "faithful" or full_rank:
+        shapes = [prunable_shape(layer) for layer in layers.values()]
+        factors = sum(shape.full_rank * shape.num_per_component for shape in shapes)
+        return factors / sum(shape.num_dense for shape in shapes)
+    if kind == "low-rank":
+        return trial.density
+    scores = kind == "agp" and method.get("movement")
+    return 2.0 if scores else 1.0
