@@ -63,13 +63,16 @@ def model_hours(work: ModelWork, cost: JobCost, overhead: Overhead) -> ModelHour
     def steps(phase: str) -> Range:
         return cost.step_s.get(phase, Range()) * work.steps.get(phase, 0)
 
-    def validations(kind: str, without: int = 0) -> Range:
-        number = max(0, work.validations.get(kind, 0) - without)
-        each = cost.validation_s.get(kind, Range()) + overhead.report_s
-        return each * number
+    def validation(kind: str) -> Range:
+        return cost.validation_s.get(kind, Range())
+
+    def validations(kind: str, besides: int) -> Range:
+        """Those of the training, each of which is reported; besides them there are so many."""
+        number = work.validations.get(kind, besides) - besides
+        return (validation(kind) + overhead.report_s) * number
 
     around = {
-        EXPORT: cost.export_s + cost.validation_s.get(SMALL, Range()) + cost.test_s,
+        EXPORT: cost.export_s + validation(SMALL) + cost.test_s,
         AROUND: overhead.trial_s,
     }
     if not work.method:
@@ -79,8 +82,8 @@ def model_hours(work: ModelWork, cost: JobCost, overhead: Overhead) -> ModelHour
     else:
         # a curve tells the end of the gated steps; what follows it is told with the other steps
         before = cost.setup_s + steps(GATED) + validations(WHOLE, 1)
-        at_projection = cost.validation_s.get(WHOLE, Range()) + cost.projection_s
-        after = at_projection + steps(FINETUNE) + validations(SMALL, 1)
+        at_projection = validation(WHOLE) + cost.projection_s + validation(SMALL)
+        after = at_projection + steps(FINETUNE) + validations(SMALL, 2)
         training = (
             {BEFORE: before, AFTER: after} if GATED in work.steps else {AFTER: before + after}
         )

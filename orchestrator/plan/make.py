@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +19,8 @@ from orchestrator.plan.fit import DoesNotFit, Node, TaskFit, machines, task_fit
 from orchestrator.plan.hours import task_hours
 from orchestrator.plan.nodes import memory_bytes
 from orchestrator.plan.overhead import Overhead, scaled
-from orchestrator.plan.plan import COUNTED, GIVEN, PROBED, VERSION, Plan, TaskPlan
-from orchestrator.plan.probe import probe_task, size_of
+from orchestrator.plan.plan import COUNTED, GIVEN, PROBED, VERSION, Plan, TaskPlan, plan_path
+from orchestrator.plan.probe import probe_task
 from orchestrator.plan.profile import (
     VERSION as PROFILE_VERSION,
 )
@@ -34,6 +35,8 @@ from orchestrator.plan.work import TaskWork, task_work
 from orchestrator.spec import AnyTask, CampaignSpec
 from orchestrator.tasks import make_task
 from orchestrator.wording import count
+
+logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 
@@ -115,6 +118,33 @@ def make_plan(
     return plan, profile
 
 
+def keep_counts(
+    spec: CampaignSpec, data: Mapping[str, PreparedData], available: Mapping[str, float]
+) -> None:
+    """Leave a plan of what can be counted with a campaign that has none, for a comparison after it.
+
+    Args:
+        spec: The campaign.
+        data: Prepared, by task.
+        available: Resources of the cluster.
+    """
+    layout = Layout(Path(spec.storage), spec.name)
+    if plan_path(layout).exists():
+        return
+    nodes = [{name: available[name] for name in ("CPU", "GPU") if name in available}]
+    ready = []
+    for task in spec.tasks:
+        work, model = task_work(spec, task), build_model(task, data[task.name], spec.seed)
+        described = describe_task(task, spec.resources_of(task), data[task.name], model)
+        found = shapes_profile(spec, task, work, data[task.name], described, model)
+        ready.append(_Ready(task=task, work=work, data=data[task.name], profile=found))
+    try:
+        _put_together(spec, ready, nodes, COUNTED, None).save(plan_path(layout))
+    except DoesNotFit as error:
+        # who drives the campaign has looked at the cluster itself, and may wait for machines
+        logger.info("no plan is kept: %s", error)
+
+
 def check_room(
     spec: CampaignSpec,
     works: dict[str, TaskWork],
@@ -179,9 +209,8 @@ def _put_together(
         hours = None
         if overhead is not None:
             hours = task_hours(each.work, each.profile, overhead, fit.side_by_side)
-        written = disk.task_bytes(
-            each.work, each.profile, size_of(each.data.folder), fit.side_by_side
-        )
+        data_bytes, timed = disk.size_of(each.data.folder), len(set(spec.measure.batch))
+        written = disk.task_bytes(each.work, each.profile, data_bytes, fit.side_by_side, timed)
         longest = make_task(each.task, each.data, 0).max_length
         notes += unused.unused_of_search(spec, each.task, each.work)
         notes += unused.unused_of_measure(spec, each.task, longest)
@@ -190,6 +219,7 @@ def _put_together(
             TaskPlan(
                 task=each.task.name,
                 kind=each.task.kind,
+                data_hash=each.data.content_hash,
                 trials=len(each.work.trials),
                 rounds=[len(trials) for trials in each.work.rounds],
                 workers=each.work.workers,
@@ -227,15 +257,11 @@ def _sums(
         held = {task.name: spec.resources_of(task) for task in spec.tasks}
         cpus = total(h.worker * held[name].cpus_per_worker for name, h in hours.items())
         gpus = total(h.worker * held[name].gpus_per_worker for name, h in hours.items())
-    parts = {part: sum(t.bytes.parts.get(part, 0) for t in tasks) for part in disk.PARTS}
-    local = spec.tracking.uri is None
-    if local:
-        parts[disk.DATABASE] += disk.DATABASE_BYTES
     return {
         "seconds": seconds,
         "cpu_seconds": cpus,
         "gpu_seconds": gpus if gpus and gpus.value else None,
-        "bytes": parts,
+        "bytes": disk.campaign_bytes([t.bytes for t in tasks], spec.tracking.uri is None),
         "passing_bytes": max((task.bytes.passing for task in tasks), default=0),
     }
 

@@ -9,6 +9,8 @@ from orchestrator.plan.figures import Range
 REFERENCE_START_S = 6.0
 """Seconds until a process of the probe is ready where the constants below were measured. Nearly
 all overhead is processes that import the same packages, so it is scaled by this."""
+REPORT_S = 0.25
+"""Half of the pause between two looks of Ray's controller (RAY_TRAIN_HEALTH_CHECK_INTERVAL_S)."""
 SPREAD = 0.4
 """Of the scaled constants: what else runs on the machine weighs more here than in training."""
 
@@ -43,7 +45,7 @@ def scaled(start_s: float) -> Overhead:
         begin_s=scale(25.0),
         round_s=scale(6.0),
         trial_s=scale(14.0),
-        report_s=scale(0.25),
+        report_s=Range.around(REPORT_S, SPREAD),
         task_s=scale(8.0),
         measured=False,
     )

@@ -27,6 +27,8 @@ class TaskPlan:
 
     task: str
     kind: str
+    data_hash: str
+    """Of its prepared data, which lie in the cache under this name."""
     trials: int
     rounds: list[int]
     """Trials of each."""
@@ -63,7 +65,7 @@ class Plan:
     """CPUs times seconds that they are held by workers."""
     gpu_seconds: Range | None
     bytes: dict[str, int]
-    """That stay, by `disk.PARTS`."""
+    """That stay, by `disk.KEPT_PARTS`."""
     passing_bytes: int
     """Most that are there for a while."""
     warnings: list[str] = field(default_factory=list)

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from orchestrator.data.prepare import PreparedData
 from orchestrator.errors import CampaignError
+from orchestrator.plan.disk import size_of
 from orchestrator.plan.figures import JobCost, Range
 from orchestrator.plan.profile import TaskProfile
 from orchestrator.plan.trace import Trace, cost_of
@@ -292,8 +293,3 @@ def _timed(call: Callable[[], object]) -> Range:
     began = time.perf_counter()
     call()
     return Range.around(time.perf_counter() - began)
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder; 0 without one."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

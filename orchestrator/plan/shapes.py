@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+import lowrank
+from lowrank.export import distinct_tensors
 from lowrank.prunable import prunable_shape
+from lowrank.sizes import file_size
 from lowrank.surgery import find_layers
 from orchestrator.data.prepare import PreparedData
+from orchestrator.plan.disk import size_of
 from orchestrator.plan.figures import JobCost, Range
-from orchestrator.plan.probe import size_of
 from orchestrator.plan.profile import TaskProfile
 from orchestrator.plan.states import model_bytes, state_bytes
 from orchestrator.plan.work import DENSE, FINETUNE, GATED, ModelWork, TaskWork
 from orchestrator.spec import AnyTask, CampaignSpec
 
-DESCRIPTION_BYTES = 20_000
-"""Of an export besides weights, tokenizer and reference answers: config, manifest of some hundred
-tensors."""
+DESCRIPTION_BYTES, TENSOR_BYTES = 4_500, 120
+"""Of an export besides weights, tokenizer and reference answers: config, and the manifest with a
+line for each tensor."""
 ANSWERED_TOKENS = 28
 """Whose logits are kept as reference answers (`lowrank.contract.SHAPES`)."""
-RECORD_BYTES, POINT_BYTES = 12_000, 480.0
-"""Of record.json: method and ranks of some fifty layers; a point of the curve."""
-LOGGED_BYTES = 20_000
+RECORD_BYTES, LAYER_BYTES, POINT_BYTES = 2_300, 125, 354.0
+"""Of record.json: figures and method, ranks of a layer, a point of the curve."""
+ZEROS = ("weight", "block")
+"""What `agp` removes and yet stores."""
+LOGGED_BYTES = 5_500
 """That MLflow adds to a logged model besides the library's source."""
 
 
@@ -45,21 +51,24 @@ def shapes_profile(
         described: Of the task.
         model: The dense one, trained or not.
     """
-    from pathlib import Path
-
-    import lowrank
-
+    # MLflow leaves out what Python has compiled
+    folder = Path(lowrank.__file__).parent
+    sources = sum(path.stat().st_size for path in folder.rglob("*.py"))
     method = spec.method_of(task)
     layers = find_layers(model, method.include, method.exclude, method.embeddings).layers
     prunable = sum(prunable_shape(layer).num_dense for layer in layers.values())
-    kept = model_bytes(model)
+    tensors, _ = distinct_tensors(model)
+    weights, kept = file_size(tensors), model_bytes(model)
     pruned = 4 * prunable
     outputs = task.kind == "language-modelling"
     logits = 4 * ANSWERED_TOKENS * data.vocab_size if outputs else 4 * ANSWERED_TOKENS
-    beside = size_of(data.tokenizer_folder) + DESCRIPTION_BYTES + logits
+    beside = size_of(data.tokenizer_folder) + logits
+    beside += DESCRIPTION_BYTES + TENSOR_BYTES * len(tensors)
     resting, training = (state_bytes(model, best, work.workers) for best in (False, True))
 
-    def cost(setting: str, density: float, states: dict[str, float]) -> JobCost:
+    def cost(
+        setting: str, density: float, states: dict[str, float], stored: float = 1.0
+    ) -> JobCost:
         return JobCost(
             setting=setting,
             density=density,
@@ -72,9 +81,9 @@ def shapes_profile(
             model_bytes={},
             # in proportion to the weights
             state_bytes={phase: round(size) for phase, size in states.items()},
-            weights_bytes=round(kept - (1 - density) * pruned),
+            weights_bytes=round(weights - (1 - stored) * pruned),
             export_bytes=beside,
-            record_bytes=RECORD_BYTES,
+            record_bytes=RECORD_BYTES + len(layers) * LAYER_BYTES,
             point_bytes=POINT_BYTES,
             memory_bytes=0,
         )
@@ -83,16 +92,18 @@ def shapes_profile(
     for trial in work.trials:
         if any(c.setting == trial.setting and c.density == trial.density for c in costs):
             continue
-        part = 1 - (1 - trial.density) * pruned / kept
+        zeros = trial.method["kind"] == "agp" and trial.method["granularity"] in ZEROS
+        stored = 1.0 if zeros else trial.density
+        part = 1 - (1 - stored) * pruned / kept
         begins = 1 + (start_density(trial, layers) - 1) * pruned / kept
         states = {GATED: begins * resting, FINETUNE: part * training}
-        costs.append(cost(trial.setting, trial.density, states))
+        costs.append(cost(trial.setting, trial.density, states, stored))
     return TaskProfile(
         described=described,
         costs=costs,
         timing_s=Range(),
         int8_s=Range(),
-        logged_bytes=size_of(Path(lowrank.__file__).parent) + LOGGED_BYTES,
+        logged_bytes=sources + LOGGED_BYTES,
         world=0,
         groups=0,
     )

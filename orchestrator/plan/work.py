@@ -52,14 +52,18 @@ class ModelWork:
     """By phase; those without steps are left out."""
     validations: dict[str, int]
     """Over the whole split, in training and for the export, of `WHOLE` and `SMALL` models."""
-    points: int
-    """Of its curve."""
+    points: dict[str, int]
+    """Of its curve, by phase."""
     method: dict[str, Any] = field(default_factory=dict)
     """Fields of the method; empty for the reference."""
 
     @property
     def num_steps(self) -> int:
         return sum(self.steps.values())
+
+    @property
+    def num_points(self) -> int:
+        return sum(self.points.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +120,7 @@ def dense_work(task: AnyTask) -> ModelWork:
         density=1.0,
         steps={DENSE: steps} if steps else {},
         validations={SMALL: stretch_validations(steps, every) + 1},
-        points=stretch_points(steps, every),
+        points={DENSE: stretch_points(steps, every)},
     )
 
 
@@ -141,7 +145,7 @@ def trial_work(task: AnyTask, plan: TrialPlan) -> ModelWork:
         density=method.density,
         steps={phase: number for phase, number in steps.items() if number},
         validations=validations,
-        points=sum(stretch_points(number, every) for number in steps.values()),
+        points={phase: stretch_points(number, every) for phase, number in steps.items()},
         method=method.model_dump(mode="json"),
     )
 
