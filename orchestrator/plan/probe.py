@@ -194,7 +194,7 @@ def _run(request: Request, names: list[str], say: Say) -> tuple[list[Trace], flo
 
 @contextmanager
 def _processes(request: Request) -> Iterator[list[subprocess.Popen[bytes]]]:
-    folder, found = Path(request.folder), []
+    folder, found = Path(request.folder), list[subprocess.Popen[bytes]]()
     environment = os.environ | {
         # as Ray sets it for a worker
         "OMP_NUM_THREADS": str(request.threads),

@@ -81,7 +81,7 @@ def main(path: str, rank: int) -> int:
     request = Request(**json.loads(Path(path).read_text(encoding="utf-8")))
     folder = Path(request.folder)
     torch.set_num_threads(request.threads)
-    device = torch.device(request.device, rank if request.device == "cuda" else None)
+    device = torch.device("cuda", rank) if request.device == "cuda" else torch.device("cpu")
     meeting = folder / f"group-{request.group}"
     try:
         with group(request.world, rank, request.device, meeting):
