@@ -12,11 +12,10 @@ from rich.console import Console
 
 from jobs.plan_tables import show_comparison, show_plan
 from orchestrator.errors import CampaignError
-from orchestrator.layout import Layout
 from orchestrator.plan.actual import Comparison, against_plan
 from orchestrator.plan.make import Asked, make_plan
 from orchestrator.plan.nodes import nodes_of
-from orchestrator.plan.plan import Plan, plan_path
+from orchestrator.plan.plan import Plan, layout_of, plan_path
 from orchestrator.plan.profile import Profile
 from orchestrator.records import CampaignResult
 from orchestrator.spec import CampaignSpec
@@ -72,14 +71,14 @@ def plan(request: PlanRequest) -> int:
         _print_json(asdict(made))
         return 0
     show_plan(made, _wide(talk))
-    path = plan_path(Layout(Path(spec.storage), spec.name))
+    path = plan_path(layout_of(spec))
     say(f"plan     {path}" if kept else f"the campaign has begun: its plan stays that of {path}")
     return 0
 
 
 def keep(spec: CampaignSpec, made: Plan) -> bool:
     """Leave the plan in the campaign's folder, unless the campaign has begun with another."""
-    layout = Layout(Path(spec.storage), spec.name)
+    layout = layout_of(spec)
     path = plan_path(layout)
     if layout.spec.exists() and path.exists():
         return False
@@ -99,7 +98,7 @@ def _check_options(request: PlanRequest) -> None:
 
 
 def _comparison(spec: CampaignSpec, path: Path) -> Comparison:
-    layout = Layout(Path(spec.storage), spec.name)
+    layout = layout_of(spec)
     if not layout.result.exists():
         raise CampaignError(
             f"campaign {spec.name!r} has no result in {layout.root} yet: lowrank run {path}"

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from orchestrator.data.prepare import PreparedData, prepare_data
@@ -19,7 +18,16 @@ from orchestrator.plan.fit import DoesNotFit, Node, TaskFit, machines, task_fit
 from orchestrator.plan.hours import task_hours
 from orchestrator.plan.nodes import memory_bytes
 from orchestrator.plan.overhead import Overhead, scaled
-from orchestrator.plan.plan import COUNTED, GIVEN, PROBED, VERSION, Plan, TaskPlan, plan_path
+from orchestrator.plan.plan import (
+    COUNTED,
+    GIVEN,
+    PROBED,
+    VERSION,
+    Plan,
+    TaskPlan,
+    layout_of,
+    plan_path,
+)
 from orchestrator.plan.probe import probe_task
 from orchestrator.plan.profile import (
     VERSION as PROFILE_VERSION,
@@ -95,7 +103,7 @@ def make_plan(
     asked = asked or Asked()
     works = {task.name: task_work(spec, task) for task in spec.tasks}
     check_room(spec, works, nodes)
-    layout = Layout(Path(spec.storage), spec.name)
+    layout = layout_of(spec)
     ready, starts = [], []
     for task in spec.tasks:
         found, start_s = _ready(spec, task, works[task.name], layout, say, asked)
@@ -107,7 +115,8 @@ def make_plan(
         if asked.with_ray:
             from orchestrator.plan.rehearsal import rehearse
 
-            overhead = rehearse(spec, ready[0].task, ready[0].profile, say)
+            first = ready[0]
+            overhead = rehearse(spec, first.task, first.data, first.profile, say)
         tasks = {each.task.name: each.profile for each in ready}
         profile = Profile(
             version=PROFILE_VERSION, machine=_machine(), overhead=overhead, tasks=tasks
@@ -128,7 +137,7 @@ def keep_counts(
         data: Prepared, by task.
         available: Resources of the cluster.
     """
-    layout = Layout(Path(spec.storage), spec.name)
+    layout = layout_of(spec)
     if plan_path(layout).exists():
         return
     nodes = [{name: available[name] for name in ("CPU", "GPU") if name in available}]

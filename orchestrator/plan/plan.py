@@ -15,6 +15,7 @@ from orchestrator.plan.disk import TaskBytes
 from orchestrator.plan.figures import Range
 from orchestrator.plan.hours import TaskHours
 from orchestrator.plan.profile import ProfileError
+from orchestrator.spec import CampaignSpec
 
 VERSION = 1
 PROBED, GIVEN, COUNTED = "probe", "profile", "counts"
@@ -102,6 +103,10 @@ class Plan:
             raise ProfileError(f"{path}: {place:.100}: {first['msg']}") from error
         except (OSError, ValueError) as error:
             raise ProfileError(f"{path}: cannot be read: {error}") from error
+
+
+def layout_of(spec: CampaignSpec) -> Layout:
+    return Layout(Path(spec.storage), spec.name)
 
 
 def plan_path(layout: Layout) -> Path:

@@ -184,7 +184,8 @@ def _run(request: Request, names: list[str], say: Say) -> tuple[list[Trace], flo
                 say(f"probed {name} ({told}/{len(names)})")
             codes = [process.poll() for process in processes]
             if any(codes):
-                raise ProbeError(_reason(folder, codes))
+                name = names[min(told, len(names) - 1)]
+                raise ProbeError(f"the probe of {name} failed: {_reason(folder, codes)}")
             if all(code == 0 for code in codes):
                 break
             time.sleep(LOOK_EVERY_S)
@@ -231,12 +232,12 @@ def _lines(path: Path) -> list[str]:
 
 def _reason(folder: Path, codes: list[int | None]) -> str:
     if (folder / FAILED).exists():
-        return f"a short training of the probe failed: {(folder / FAILED).read_text('utf-8')}"
+        return (folder / FAILED).read_text(encoding="utf-8")
     number, code = next((n, code) for n, code in enumerate(codes) if code)
     if code == -signal.SIGKILL:
-        return "a process of the probe was killed: is there memory enough for one worker?"
+        return "its process was killed; is there memory enough for the workers?"
     text = (folder / f"log-{number}").read_text(encoding="utf-8", errors="replace").strip()
-    return f"a process of the probe ended: {text.splitlines()[-1] if text else f'status {code}'}"
+    return text.splitlines()[-1] if text else f"its process ended with status {code}"
 
 
 # --------------------------------------------------------------------------- after training

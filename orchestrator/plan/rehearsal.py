@@ -7,9 +7,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from orchestrator.layout import Layout
+from orchestrator.data.prepare import PreparedData
 from orchestrator.plan.figures import Range, at_density, total
 from orchestrator.plan.overhead import REPORT_S, Overhead
+from orchestrator.plan.plan import layout_of
 from orchestrator.plan.probe import ProbeError, Say
 from orchestrator.plan.profile import TaskProfile
 from orchestrator.plan.work import SMALL, ModelWork, task_work
@@ -24,12 +25,15 @@ SPREAD = 0.2
 """Half-width of the ranges: the same rehearsal twice differs by a tenth to a fifth."""
 
 
-def rehearse(spec: CampaignSpec, task: AnyTask, profile: TaskProfile, say: Say) -> Overhead:
+def rehearse(
+    spec: CampaignSpec, task: AnyTask, data: PreparedData, profile: TaskProfile, say: Say
+) -> Overhead:
     """Run one task with two short trials, one after the other, in a storage of its own.
 
     Args:
         spec: The campaign that is planned.
         task: One of its tasks.
+        data: Prepared.
         profile: Of the task, whose exports and measurements are no overhead.
         say: Hears of it.
 
@@ -44,9 +48,7 @@ def rehearse(spec: CampaignSpec, task: AnyTask, profile: TaskProfile, say: Say) 
     with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=spec.storage) as folder:
         small = rehearsal_spec(spec, task, profile.world, folder)
         # the campaign will find its data prepared
-        cache = Layout(Path(spec.storage), spec.name).cache
-        if cache.is_dir():
-            shutil.copytree(cache, Path(folder) / "cache")
+        shutil.copytree(data.folder, layout_of(small).cache / data.content_hash)
         began = time.time()
         result = Campaign(small, lambda _: None).run()
         ended = time.time()

@@ -25,10 +25,9 @@ from orchestrator.plan.figures import Range
 from orchestrator.plan.hours import AFTER, BEFORE, DENSE_TRAINING, TaskHours
 from orchestrator.plan.plan import Plan, TaskPlan, plan_path
 from orchestrator.plan.profile import ProfileError
-from orchestrator.records import CampaignResult
+from orchestrator.records import CampaignResult, Choice
 from orchestrator.report import write_report
 from tests.orchestrator.record_factory import (
-    BITS,
     make_campaign,
     make_dense,
     make_task_result,
@@ -42,8 +41,9 @@ AT = 1795168800.0
 
 def finished(at: float = AT + 60, **fields: Any) -> CampaignResult:
     trials = [replace(t, finished=at) for t in make_trials()]
-    task = make_task_result("docs-lm", "language-modelling", BITS, trials=trials)
-    task = replace(task, dense=replace(task.dense, finished=at))
+    dense = replace(make_dense(), finished=at)
+    choice = Choice(key=None, sentence="none", front=[], passed=[])
+    task = make_task_result(trials, dense, choice, promotion=None)
     return make_campaign([task], started=STARTED, **fields)
 
 

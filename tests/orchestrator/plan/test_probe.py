@@ -79,7 +79,7 @@ def test_two_workers_train_as_two_processes(classes: Family, monkeypatch: pytest
 
 def test_what_goes_wrong_in_a_training_is_told(lm: Family):
     spec = spec_of(lm, search={"density": [0.0001]})
-    with pytest.raises(ProbeError, match=r"a short training of the probe failed: .*density"):
+    with pytest.raises(ProbeError, match=r"the probe of flop-l0-\w+ 0.0001 failed: .*density"):
         probe(lm, spec)
 
 

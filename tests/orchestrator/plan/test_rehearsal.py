@@ -10,9 +10,15 @@ from orchestrator.plan.figures import Range
 from orchestrator.plan.overhead import REFERENCE_START_S, scaled
 from orchestrator.plan.rehearsal import overhead_of, rehearsal_spec
 from orchestrator.plan.work import task_work
+from orchestrator.records import Choice
 from orchestrator.tracking.reading import LoggedRun
 from tests.orchestrator.plan.specs import campaign, cost, profile
-from tests.orchestrator.record_factory import BITS, make_campaign, make_task_result, make_trials
+from tests.orchestrator.record_factory import (
+    make_campaign,
+    make_dense,
+    make_task_result,
+    make_trials,
+)
 
 
 def run(key: str, started: float, ended: float) -> LoggedRun:
@@ -26,8 +32,8 @@ def test_what_is_not_training_is_overhead():
     work = task_work(spec, spec.tasks[0])
     costs = profile(cost(work.trials[0].setting, 0.25), cost(work.trials[0].setting, 0.5))
     trials = [replace(t, train_seconds=5.0) for t in make_trials()[:2]]
-    task = make_task_result("letters", "language-modelling", BITS, trials=trials)
-    task = replace(task, dense=replace(task.dense, train_seconds=4.0))
+    choice = Choice(key=None, sentence="none", front=[], passed=[])
+    task = make_task_result(trials, replace(make_dense(), train_seconds=4.0), choice)
     dense, one, two = task.dense.key, trials[0].key, trials[1].key
     # begin 20; a round 6, around a training 10, export 3; two measurements of 3; the end 9
     runs = {
@@ -71,6 +77,6 @@ def test_one_density_has_another_beside_it(tmp_path):
 
 def test_constants_are_scaled_by_the_start_of_a_process():
     one, slow = scaled(REFERENCE_START_S), scaled(3 * REFERENCE_START_S)
-    assert slow.trial_s == one.trial_s * 3
+    assert slow.trial_s.value == pytest.approx(3 * one.trial_s.value)
     assert slow.report_s == one.report_s
     assert isinstance(one.begin_s, Range)
