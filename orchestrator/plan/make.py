@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from orchestrator.layout import Layout
 from orchestrator.models import build_model, resolve_pretrained
 from orchestrator.plan import disk, unused
 from orchestrator.plan.figures import total
-from orchestrator.plan.fit import DoesNotFit, Node, TaskFit, machines, task_fit
+from orchestrator.plan.fit import DoesNotFit, Node, machines
 from orchestrator.plan.hours import task_hours
 from orchestrator.plan.nodes import memory_bytes
 from orchestrator.plan.overhead import Overhead, scaled
@@ -38,11 +37,11 @@ from orchestrator.plan.profile import (
     check_profile,
     describe_task,
 )
+from orchestrator.plan.refusals import check_disk, check_room
 from orchestrator.plan.shapes import shapes_profile
 from orchestrator.plan.work import TaskWork, task_work
 from orchestrator.spec import AnyTask, CampaignSpec
 from orchestrator.tasks import make_task
-from orchestrator.wording import count
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +122,7 @@ def make_plan(
         )
     source = GIVEN if asked.profile else PROBED if asked.probe else COUNTED
     plan = _put_together(spec, ready, nodes, source, profile)
-    _check_disk(layout, plan)
+    check_disk(layout, plan)
     return plan, profile
 
 
@@ -152,27 +151,6 @@ def keep_counts(
     except DoesNotFit as error:
         # who drives the campaign has looked at the cluster itself, and may wait for machines
         logger.info("no plan is kept: %s", error)
-
-
-def check_room(
-    spec: CampaignSpec,
-    works: dict[str, TaskWork],
-    nodes: Sequence[Node],
-    memory: dict[str, int] | None = None,
-) -> list[TaskFit]:
-    """How each task fits.
-
-    Raises:
-        DoesNotFit: One of them does not, not even one trial.
-    """
-    fits = []
-    for task in spec.tasks:
-        most = max(map(len, works[task.name].rounds), default=1)
-        resources = spec.resources_of(task)
-        fits.append(task_fit(task.name, resources, nodes, most, (memory or {}).get(task.name, 0)))
-    if refusals := [refusal for fit in fits for refusal in fit.refusals]:
-        raise DoesNotFit("\n".join(refusals))
-    return fits
 
 
 def _ready(
@@ -298,22 +276,6 @@ def _warnings(ready: Sequence[_Ready], spec: CampaignSpec) -> list[str]:
                 f"as {each.profile.groups}: how they slow each other down is not in the hours"
             )
     return found
-
-
-def _check_disk(layout: Layout, plan: Plan) -> None:
-    """Raise DoesNotFit for a disk that will be full before the campaign is over."""
-    there = next((p for p in (layout.root, *layout.root.parents) if p.exists()), None)
-    if there is None:
-        return
-    free = shutil.disk_usage(there).free
-    # what is there already, such as prepared data, is free no more
-    wanted = sum(plan.bytes.values()) - plan.bytes[disk.DATA] + plan.passing_bytes
-    if wanted > free:
-        raise DoesNotFit(
-            f"storage {layout.storage} has {count(free, 'B')} free, the campaign writes "
-            f"{count(wanted, 'B')} ({count(plan.passing_bytes, 'B')} of it for a while); what "
-            "would fit: another storage, fewer trials or fewer repeats"
-        )
 
 
 def _machine() -> dict[str, Any]:

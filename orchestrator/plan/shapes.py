@@ -20,13 +20,17 @@ from orchestrator.plan.states import model_bytes, state_bytes
 from orchestrator.plan.work import DENSE, FINETUNE, GATED, ModelWork, TaskWork
 from orchestrator.spec import AnyTask, CampaignSpec
 
-DESCRIPTION_BYTES, TENSOR_BYTES = 4_500, 120
-"""Of an export besides weights, tokenizer and reference answers: config, and the manifest with a
-line for each tensor."""
+DESCRIPTION_BYTES, TENSOR_BYTES, FORM_BYTES = 1_800, 95, 380
+"""Of an export besides weights, tokenizer and reference answers: config and manifest, a line of the
+latter for each tensor, and in both what each compressed layer is."""
 ANSWERED_TOKENS = 28
 """Whose logits are kept as reference answers (`lowrank.contract.SHAPES`)."""
-RECORD_BYTES, LAYER_BYTES, POINT_BYTES = 2_300, 125, 354.0
-"""Of record.json: figures and method, ranks of a layer, a point of the curve."""
+FACTOR_BYTES = 113
+"""Of the header of a weights file, for a matrix that is two."""
+RECORD_BYTES, METHOD_BYTES, LAYER_BYTES = 1_050, 1_250, 125
+"""Of record.json: figures, and of a trial its method and the ranks of a layer."""
+POINT_BYTES, TRIAL_POINT_BYTES = 322.0, 350.0
+"""Of a point of the curve in it."""
 ZEROS = ("weight", "block")
 """What `agp` removes and yet stores."""
 LOGGED_BYTES = 5_500
@@ -69,6 +73,7 @@ def shapes_profile(
     def cost(
         setting: str, density: float, states: dict[str, float], stored: float = 1.0
     ) -> JobCost:
+        is_trial = setting != DENSE
         return JobCost(
             setting=setting,
             density=density,
@@ -81,10 +86,11 @@ def shapes_profile(
             model_bytes={},
             # in proportion to the weights
             state_bytes={phase: round(size) for phase, size in states.items()},
-            weights_bytes=round(weights - (1 - stored) * pruned),
-            export_bytes=beside,
-            record_bytes=RECORD_BYTES + len(layers) * LAYER_BYTES,
-            point_bytes=POINT_BYTES,
+            weights_bytes=round(weights - (1 - stored) * pruned)
+            + FACTOR_BYTES * len(layers) * is_trial,
+            export_bytes=beside + FORM_BYTES * len(layers) * is_trial,
+            record_bytes=RECORD_BYTES + (METHOD_BYTES + len(layers) * LAYER_BYTES) * is_trial,
+            point_bytes=TRIAL_POINT_BYTES if is_trial else POINT_BYTES,
             memory_bytes=0,
         )
 

@@ -83,7 +83,7 @@ def test_a_disk_that_is_too_small_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     import shutil
 
     usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
-    monkeypatch.setattr("orchestrator.plan.make.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("orchestrator.plan.refusals.shutil.disk_usage", lambda _: usage)
     result = lowrank("plan", write_spec(tmp_path), "--no-probe")
     assert result.exit_code == 2
     assert "has 100 kB free, the campaign writes" in result.stderr

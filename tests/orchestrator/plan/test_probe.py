@@ -49,9 +49,11 @@ def test_a_probe_trains_what_a_campaign_trains(lm: Family):
         ("flop", 0.25),
         ("flop", 0.5),
     ]
-    # the sizes are those of the models that the family exported, at the same densities
+    # the sizes are those of the models that the family exported, at the same densities; which
+    # layers got the ranks differs, and with it what rounding leaves
     for cost, record in zip(found.costs[1:], reversed(lm.trials), strict=True):
-        assert cost.weights_bytes == (Path(record.export) / WEIGHTS).stat().st_size
+        exported = (Path(record.export) / WEIGHTS).stat().st_size
+        assert cost.weights_bytes == pytest.approx(exported, rel=0.02)
         assert cost.steps == {GATED: FEWEST // 2, FINETUNE: FEWEST // 2}
         assert set(cost.step_s) == {GATED, FINETUNE}
         assert all(step.value > 0 for step in cost.step_s.values())
@@ -74,7 +76,8 @@ def test_two_workers_train_as_two_processes(classes: Family, monkeypatch: pytest
     found = probe(classes, spec)
     assert (found.world, found.groups) == (2, 1)
     # each holds all of the model, and does half of the batch
-    assert found.costs[1].weights_bytes == (Path(classes.trials[0].export) / WEIGHTS).stat().st_size
+    exported = (Path(classes.trials[0].export) / WEIGHTS).stat().st_size
+    assert found.costs[1].weights_bytes == pytest.approx(exported, rel=0.02)
 
 
 def test_what_goes_wrong_in_a_training_is_told(lm: Family):

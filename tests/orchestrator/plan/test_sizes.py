@@ -63,7 +63,9 @@ def test_states_have_the_planned_size(
     before = [size for step, size in workers.found.items() if step <= gated]
     after = [size for step, size in workers.found.items() if step > gated]
     # the planned ones are without the curve's points, of which tiny models have as much
-    if before:
+    if kind == "adaptive":  # components leave before the first state is written
+        assert 0.5 * planned[GATED] < max(before) < planned[GATED]
+    elif before:
         assert max(before) == pytest.approx(planned[GATED], rel=0.1)
     assert max(after) == pytest.approx(planned[FINETUNE], rel=0.1)
 
