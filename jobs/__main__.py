@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from jobs import bench_options as options
-from jobs import job_app, registry_app
+from jobs import job_app, plan_app, registry_app
 from jobs.spec_options import (
     ChangedOption,
     MeasureAgainOption,
@@ -36,6 +36,8 @@ app = typer.Typer(
     [bold]Start here[/bold]
 
       lowrank validate SPEC      is the file right, and what would run?
+
+      lowrank plan SPEC          what will it cost, and does it fit?
 
       lowrank run SPEC           train, search, measure, choose, promote
 
@@ -73,6 +75,9 @@ def validate(spec: SpecArgument, set_: SetOption) -> None:
     from jobs.commands import validate as command
 
     _exit(command, spec, set_)
+
+
+app.command()(plan_app.plan)
 
 
 @app.command()

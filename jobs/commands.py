@@ -54,6 +54,7 @@ def run(
     campaign = Campaign(spec, say, measure_again, changed)
     result = campaign.run()
     _tables(result)
+    _against_plan(campaign.layout, result, spec)
     uri = spec.tracking.uri or default_tracking_uri(spec.storage)
     say(f"report   {campaign.layout.report}")
     say(f"MLflow   {redact_uri(uri)}   (lowrank ui {path})")
@@ -77,7 +78,8 @@ def report(path: Path, overrides: Sequence[str]) -> int:
         )
     result = CampaignResult.load(layout.result)
     _tables(result)
-    say(f"report   {write_report(result, layout.report)}")
+    comparison = _against_plan(layout, result, spec)
+    say(f"report   {write_report(result, layout.report, comparison)}")
     return 0
 
 
@@ -217,6 +219,17 @@ def _tables(result: Any) -> None:
         say(task.choice.sentence)
         if task.promotion is not None:
             say(task.promotion.sentence)
+
+
+def _against_plan(layout: Any, result: Any, spec: CampaignSpec) -> Any:
+    """What it came to beside its plan, if it had one with hours."""
+    from jobs.plan_tables import show_comparison
+    from orchestrator.plan.actual import against_plan
+
+    comparison = against_plan(layout, result, spec.tracking.uri is None)
+    if comparison is not None and comparison.seconds:
+        show_comparison(comparison, console if console.is_terminal else Console(width=160))
+    return comparison
 
 
 def task_of(spec: CampaignSpec, name: str | None) -> Any:

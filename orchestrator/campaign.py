@@ -26,6 +26,7 @@ from orchestrator.errors import CampaignError
 from orchestrator.interrupts import heard, interruptible
 from orchestrator.layout import Layout
 from orchestrator.models import build_model, resolve_pretrained
+from orchestrator.plan.make import keep_counts
 from orchestrator.progress import Progress
 from orchestrator.records import CampaignResult, ModelRecord
 from orchestrator.search import expected_trials
@@ -117,6 +118,7 @@ class Campaign:
             site.available = cluster.wait_to_fit(resources, state.task.name, self.progress.line)
             setting = {"data": state.data.info, "hardware": hardware(site.available)}
             self.tracking.writer(state.run_id).setting(setting)
+        keep_counts(self.spec, {state.task.name: state.data for state in states}, site.available)
         for state in states:
             TrainingStage(site).run(state)
         for state in states:

@@ -15,6 +15,7 @@ from orchestrator.errors import CampaignError
 from orchestrator.front.across import across_tasks
 from orchestrator.front.assess import noisy_front
 from orchestrator.front.figures import NoisyFront
+from orchestrator.plan.actual import against_plan
 from orchestrator.promotion import Case, register_and_promote
 from orchestrator.promotion.card import model_card
 from orchestrator.records import CampaignResult, Promotion, TaskResult
@@ -56,7 +57,8 @@ def conclude(
         across=across_tasks(tasks),
     )
     campaign.save(site.layout.result)
-    write_report(campaign, site.layout.report)
+    local = site.spec.tracking.uri is None
+    write_report(campaign, site.layout.report, against_plan(site.layout, campaign, local))
     _publish(site, states, campaign)
     return campaign
 

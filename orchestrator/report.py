@@ -15,6 +15,7 @@ from orchestrator.front.across import across_tasks
 from orchestrator.front.assess import front_of
 from orchestrator.front.objectives import largest_batch
 from orchestrator.naming import TrialNames
+from orchestrator.plan.actual import Comparison
 from orchestrator.records import CampaignResult, Densities, ModelRecord, Speed, TaskResult
 from orchestrator.report_curves import (
     draw_panel,
@@ -25,6 +26,7 @@ from orchestrator.report_curves import (
 )
 from orchestrator.report_front import across_view, front_view
 from orchestrator.report_methods import methods_view
+from orchestrator.report_plan import plan_view
 from orchestrator.report_plots import draw_density_quality, draw_front, write_front_figure
 from orchestrator.report_svg import MAX_CURVES, PALETTE, Draw, as_svg
 from orchestrator.report_trials import chosen_trial, outcome, trial_table
@@ -37,12 +39,15 @@ _HALF = (5.6, 3.9)
 _PANEL = (5.6, 2.9)
 
 
-def write_report(result: CampaignResult, path: Path) -> Path:
+def write_report(
+    result: CampaignResult, path: Path, against_plan: Comparison | None = None
+) -> Path:
     """Write the report of a campaign as one self-contained HTML file.
 
     Args:
         result: all tasks, each with at least its dense reference; trials may be none.
         path: the file, whole or not at all; missing folders are made.
+        against_plan: what the campaign came to beside its plan, if it had one.
 
     Returns:
         `path`.
@@ -65,7 +70,9 @@ def write_report(result: CampaignResult, path: Path) -> Path:
         "facts": wording.facts,
         "words": wording.metric_name,
     }
-    page = environment.get_template("report.html.j2").render(_campaign_view(result))
+    page = environment.get_template("report.html.j2").render(
+        _campaign_view(result) | {"plan": plan_view(against_plan)}
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(page, encoding="utf-8")

@@ -98,11 +98,19 @@ def plan_trials(
 def expected_trials(spec: CampaignSpec, task: AnyTask) -> int:
     """How many trials a task gets over all rounds, if none fails, and of each density one setting
     is on the front."""
+    return sum(map(len, expected_rounds(spec, task)))
+
+
+def expected_rounds(spec: CampaignSpec, task: AnyTask) -> Iterator[list[TrialPlan]]:
+    """The trials of each round, under the same suppositions; which draw is the best is not known,
+    so the values of a later round stand for others."""
     finished: dict[str, float] = {}
     while True:
         plans = plan_trials(spec, task, "", finished)
-        if len(plans) == len(finished):
-            return len(plans)
+        new = [plan for plan in plans if plan.key not in finished]
+        if not new:
+            return
+        yield new
         places: dict[tuple[str, str], int] = {}
         for plan in plans:
             places.setdefault(_setting(plan), len(places))

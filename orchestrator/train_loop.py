@@ -58,16 +58,23 @@ def run_job(job: Job, workers: Workers, sink: Sink | None = None) -> ModelRecord
         ModelError: The model cannot be built, or fails on inputs as long as the task's.
         LowRankError: No layer matches the patterns, or the density is out of reach.
     """
-    parts = _begin(job, workers, sink)
+    return run_job_on(_task_of(job), job, workers, sink)
+
+
+def run_job_on(
+    task: TrainingTask, job: Job, workers: Workers, sink: Sink | None = None
+) -> ModelRecord:
+    """`run_job` once the job's task is there."""
+    parts = _begin(task, job, workers, sink)
     trained = _train(_stage(job), job, *parts)
-    task, _, recorder, keeper = parts
+    _, _, recorder, keeper = parts
     trained = replace(trained, rate_factor=keeper.rate_factor)
     return export_model(job, task, workers, recorder, trained)
 
 
 def run_trunk(job: Job, workers: Workers, sink: Sink | None = None) -> None:
     """The training that the models of a ladder share, with the same errors; leaves its starts."""
-    parts = _begin(job, workers, sink)
+    parts = _begin(_task_of(job), job, workers, sink)
     _train(descend, job, *parts)
     recorder = parts[2]
     recorder.flush()
@@ -76,8 +83,11 @@ def run_trunk(job: Job, workers: Workers, sink: Sink | None = None) -> None:
 Parts = tuple[TrainingTask, Workers, Recorder, Keeper]
 
 
-def _begin(job: Job, workers: Workers, sink: Sink | None) -> Parts:
-    task = make_task(job.task_spec, PreparedData.open(Path(job.data)), job.batch_seed)
+def _task_of(job: Job) -> TrainingTask:
+    return make_task(job.task_spec, PreparedData.open(Path(job.data)), job.batch_seed)
+
+
+def _begin(task: TrainingTask, job: Job, workers: Workers, sink: Sink | None) -> Parts:
     torch.manual_seed(job.worker_seed(workers.rank))
     recorder = Recorder(workers=workers, total_steps=_num_steps(job), sink=sink)
     keeper = Keeper(SnapshotStore(Path(job.snapshots)) if job.snapshots else None, workers)

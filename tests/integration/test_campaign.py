@@ -12,6 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.layout import Layout
+from orchestrator.plan.actual import ALL_BYTES, against_plan
+from orchestrator.plan.disk import KEPT_PARTS
 from orchestrator.records import CampaignResult
 from tests.integration.conftest import Ran, environment
 
@@ -198,3 +200,16 @@ def test_report_again(campaign: Ran, result: CampaignResult) -> None:
     shown = campaign.again("report")
     assert shown.code == 0, shown.output
     assert "champion" in shown.output
+
+
+def test_what_was_counted_before_it_is_what_it_left(campaign: Ran, result: CampaignResult) -> None:
+    """A campaign that nobody planned has a plan of counts: its bytes can be compared."""
+    comparison = against_plan(Layout(campaign.storage, "tiny"), result, local=True)
+    assert comparison is not None
+    rows = {row.part: row for row in comparison.bytes}
+    assert set(rows) == {*KEPT_PARTS, ALL_BYTES}
+    # tiny models weigh little beside the guessed parts of a report
+    assert abs(rows[ALL_BYTES].error) < 0.25
+    assert not comparison.seconds
+    # one trial of each task fails by intention
+    assert [note for note in comparison.notes if "planned" in note]
