@@ -36,6 +36,7 @@ class Trained:
     projection: dict[str, float] = field(default_factory=dict)
     ranks: dict[str, dict[str, int]] = field(default_factory=dict)
     rate_factor: float = 1.0
+    worlds: list[tuple[int, int]] = field(default_factory=list)
 
 
 def export_model(
@@ -79,6 +80,7 @@ def export_model(
             ranks=trained.ranks,
             projection={k: v for k, v in trained.projection.items() if math.isfinite(v)},
             rate_factor=trained.rate_factor,
+            worlds=trained.worlds if len(trained.worlds) > 1 else [],
         )
         record.save(folder / RECORD)
         recorder.flush()

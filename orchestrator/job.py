@@ -26,6 +26,8 @@ class Job:
     """Folder of the exported dense reference; None makes this a dense job."""
     snapshots: str | None = None
     """Folder for training states, on storage that all workers see; None keeps none."""
+    num_snapshots: int = 2
+    """States that are kept, the last ones."""
 
     @property
     def task_spec(self) -> AnyTask:

@@ -73,12 +73,17 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def tune_callback(progress: Progress, names: dict[str, str]) -> Any:
+def tune_callback(
+    progress: Progress,
+    names: dict[str, str],
+    ended: Callable[[str, dict[str, Any]], None] = lambda key, result: None,
+) -> Any:
     """A Tune callback that turns reports into lines.
 
     Args:
         progress: Where lines go.
         names: Trial key -> what to call it.
+        ended: Hears the key and the last report of each trial that is over.
     """
     from ray.tune import Callback
 
@@ -86,18 +91,22 @@ def tune_callback(progress: Progress, names: dict[str, str]) -> Any:
         def on_trial_result(
             self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any
         ) -> None:
-            who = names[trial.config["launch"]["job"]["key"]]
+            key = trial.config["launch"]["job"]["key"]
+            who = names[key]
             if not result.get("ended"):
                 progress.step(who, result)
-            elif result.get("failure"):
+                return
+            if result.get("failure"):
                 progress.done(who, f"FAILED, {result['failure']}")
             elif result.get("unrecorded"):
                 progress.done(who, "trained; MLflow does not answer, its run is written later")
             else:
                 progress.done(who, f"finished, validation {result['quality']:.4f}")
+            ended(key, result)
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-            who = names[trial.config["launch"]["job"]["key"]]
-            progress.done(who, "FAILED, its process ended unexpectedly")
+            key = trial.config["launch"]["job"]["key"]
+            progress.done(names[key], "FAILED, its process ended unexpectedly")
+            ended(key, {"failure": "its process ended unexpectedly"})
 
     return Lines()

@@ -142,6 +142,9 @@ class ModelRecord:
     """If `measure.int8` asked for it."""
     rate_factor: float = 1.0
     """On the learning rates: below 1 if the training diverged and was taken up again."""
+    worlds: list[tuple[int, int]] = field(default_factory=list)
+    """From which step on how many workers trained, if the number changed on the way; `workers` is
+    the last one."""
     finished: float | None = None
     """When it was recorded, in seconds since the epoch; None in records of earlier versions."""
 

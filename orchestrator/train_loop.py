@@ -56,7 +56,8 @@ def run_job(job: Job, workers: Workers, sink: Sink | None = None) -> ModelRecord
     task = make_task(job.task_spec, PreparedData.open(Path(job.data)), job.batch_seed)
     torch.manual_seed(job.worker_seed(workers.rank))
     recorder = Recorder(workers=workers, total_steps=_num_steps(job), sink=sink)
-    keeper = Keeper(SnapshotStore(Path(job.snapshots)) if job.snapshots else None, workers)
+    states = SnapshotStore(Path(job.snapshots), job.num_snapshots) if job.snapshots else None
+    keeper = Keeper(states, workers)
     stages = {"dense": _train_dense, "from-scratch": _train_small}
     stage = stages.get("dense" if job.dense is None else job.method_spec.kind, compress)
     trained = _train(stage, job, task, workers, recorder, keeper)
@@ -73,7 +74,8 @@ def _train(
 ) -> Trained:
     """The stage, and once more from its last state at a lower rate if it diverges."""
     try:
-        return replace(stage(job, task, workers, recorder, keeper), rate_factor=keeper.rate_factor)
+        trained = stage(job, task, workers, recorder, keeper)
+        return replace(trained, rate_factor=keeper.rate_factor, worlds=keeper.worlds)
     except DivergedError as error:
         if keeper.rate_factor < 1:
             rate = f"{keeper.rate_factor:g} of its learning rate"

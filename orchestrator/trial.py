@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from orchestrator.elastic import callbacks as elastic_callbacks
+from orchestrator.elastic import num_workers
 from orchestrator.errors import CampaignError, TrialError
 from orchestrator.launch import Launch
 from orchestrator.recording import record_model, trained
@@ -185,9 +187,11 @@ def _trainer(launch: Launch, callbacks: list[Any]) -> Any:
         # workers that wait for each other before the training begins are nobody's step
         torch_config=TorchConfig(timeout_s=math.ceil(60 * resources.hang_minutes)),
         scaling_config=ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=num_workers(resources),
+            elastic_resize_monitor_interval_s=60 * resources.resize_minutes,
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=per_worker,
+            label_selector=resources.labels or None,
         ),
         run_config=RunConfig(
             name=key,
@@ -196,7 +200,7 @@ def _trainer(launch: Launch, callbacks: list[Any]) -> Any:
             # limit is finite, for Ray's default waits for ever for workers that cannot be placed
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=callbacks,
+            callbacks=[*callbacks, *elastic_callbacks(resources, layout.snapshots(key))],
         ),
     )
 

@@ -123,6 +123,9 @@ class RunWriter:
         values |= {f"projection/{k}": v for k, v in record.projection.items()}
         if record.rate_factor != 1:
             self.tags({"rate_factor": f"{record.rate_factor:g}"})
+        if record.worlds:
+            parts = [f"{world} from step {step}" for step, world in record.worlds]
+            self.tags({"workers.used": ", ".join(parts)})
         self.metrics(values)
         self.record_file(record)
 
