@@ -54,6 +54,7 @@ class Housekeeping:
         self._snapshots = spec.retention.snapshots
         self._keep = spec.retention.keep
         self._files = Freeable(spec=spec, layout=layout, tracking_uri=tracking.uri)
+        self._copies: LoggedModels | None = None
         self._data: set[str] = set()
         self._told = 0
 
@@ -138,21 +139,27 @@ class Housekeeping:
     def _free_to(self, target: int) -> int:
         """Returns the bytes in use afterwards."""
         # a store that is away must not hold up what trains: the next time is soon enough
-        logged = self._logged(Patience(self._tracking.uri, SHORT_WAIT_S))
-        chosen: list[Item] = []
+        self._copies = self._copies or self._logged(Patience(self._tracking.uri, SHORT_WAIT_S))
+        gone: list[Item] = []
+        now = before = self.usage().total
         try:
-            chosen = to_free(self._files.items(logged), self.usage().total, target)
-            for item in chosen:
-                self._free(item, logged)
+            # more than once, for notes of what went take room too
+            while chosen := to_free(self._files.items(self._copies), now, target):
+                for item in chosen:
+                    self._free(item, self._copies)
+                gone += chosen
+                left = self.usage().total
+                if left >= now:  # a folder that cannot be removed
+                    break
+                now = left
         except TrackingAway as error:
             logger.warning("nothing more is freed now: %s", error)
-        now = self.usage().total
-        if chosen:
-            counts = Counter(item.stage for item in chosen)
+        if gone:
+            counts = Counter(item.stage for item in gone)
             parts = [f"{counts[stage]} {SAYS[stage]}" for stage in Stage if counts[stage]]
             self._say(
-                f"retention: {count(sum(item.num_bytes for item in chosen), 'B')} freed "
-                f"({', '.join(parts)}), {count(now, 'B')} of {count(self.budget or 0, 'B')} in use"
+                f"retention: {count(before - now, 'B')} freed ({', '.join(parts)}), "
+                f"{count(now, 'B')} of {count(self.budget or 0, 'B')} in use"
             )
         return now
 

@@ -10,11 +10,10 @@ from urllib.request import url2pathname
 
 from orchestrator.records import ModelRecord
 from orchestrator.tracking.patience import Patience, PatientClient
-from orchestrator.tracking.writer import WEIGHTS_SHA256, mlflow_client
+from orchestrator.tracking.writer import WEIGHTS_SHA256, WEIGHTS_TAG, mlflow_client
 
-WEIGHTS_TAG = "weights"
-"""On the run, and on the logged model, of a model whose weights are not kept."""
 GIVEN_UP = "given up: retention.budget"
+"""What their tag says."""
 
 
 class LoggedModels:
@@ -33,9 +32,17 @@ class LoggedModels:
     def __init__(self, uri: str, patience: Patience, artifacts: Path) -> None:
         self._uri, self._patience, self._artifacts = uri, patience, artifacts
         self._client = PatientClient(mlflow_client(uri), patience)
+        # asked for once: of what is finished, nobody but this removes anything
+        self._whole: set[str | None] = set()
+        self._folders: dict[str | None, Path | None] = {}
 
     def is_whole(self, record: ModelRecord) -> bool:
         """Whether MLflow has a model's weights, all of them, to give back."""
+        if record.model_uri not in self._whole and self._look(record):
+            self._whole.add(record.model_uri)
+        return record.model_uri in self._whole
+
+    def _look(self, record: ModelRecord) -> bool:
         model = self._model(record)
         if model is None or str(model.status) != "READY":
             return False
@@ -51,14 +58,17 @@ class LoggedModels:
 
     def folder(self, record: ModelRecord) -> Path | None:
         """Where the files of a model's copy lie, if they may be removed."""
-        model = self._model(record)
-        folder = None if model is None else _folder(model)
-        inside = folder is not None and folder.is_relative_to(self._artifacts)
-        return folder if inside else None
+        if record.model_uri not in self._folders:
+            model = self._model(record)
+            folder = None if model is None else _folder(model)
+            inside = folder is not None and folder.is_relative_to(self._artifacts)
+            self._folders[record.model_uri] = folder if inside else None
+        return self._folders[record.model_uri]
 
     def give_up(self, record: ModelRecord) -> None:
         """Remove a copy's files, if they are the campaign's; first MLflow is told."""
         model, folder = self._model(record), self.folder(record)
+        self._whole.discard(record.model_uri)
         if record.mlflow_run_id is not None:
             self._client.set_tag(record.mlflow_run_id, WEIGHTS_TAG, GIVEN_UP)
         if model is None or folder is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlflow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,14 +30,18 @@ from orchestrator.retention import Stage
 from orchestrator.selection import choose
 from orchestrator.spec import CampaignSpec
 from orchestrator.tracking import RunWriter, Tracking, models
-from orchestrator.tracking.models import GIVEN_UP, WEIGHTS_TAG, LoggedModels
+from orchestrator.tracking.models import GIVEN_UP, LoggedModels
 from orchestrator.tracking.reading import RunReader
+from orchestrator.tracking.writer import WEIGHTS_TAG
 from orchestrator.weights import RELEASED, WeightsGoneError, released
+from tests.orchestrator.fixtures import empty_store
 from tests.orchestrator.record_factory import make_dense, make_trial
 from tests.orchestrator.small import Family
 
 OFFSETS = {"front": 0.0, "behind": 0.5, "registered": 1.0, "worst": 2.0}
 """Trials of one size, by how much worse than the first in validation."""
+NOTES = 400
+"""Bytes: more than the notes of four models."""
 
 
 @dataclass
@@ -80,11 +85,14 @@ class House:
         }
 
 
-@pytest.fixture
-def house(store: str, tmp_path: Path, lm: Family) -> House:
-    layout = Layout(tmp_path, "campaign")
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, lm: Family) -> House:
+    """Made once, for it takes seconds to log a model."""
+    layout = Layout(tmp_path_factory.mktemp("house") / "runs", "campaign")
     layout.create()
-    tracking = Tracking(store, "campaign", layout.artifacts)
+    database = layout.storage / "mlflow.db"
+    shutil.copy(empty_store(tmp_path_factory.getbasetemp()), database)
+    tracking = Tracking(f"sqlite:///{database}", "campaign", layout.artifacts)
     task = lm.task.model_copy(update={"name": "lm"})
     spec = CampaignSpec.model_validate(
         {"name": "campaign", "tasks": [task.model_dump()], "search": {"density": [0.5]}}
@@ -104,7 +112,7 @@ def house(store: str, tmp_path: Path, lm: Family) -> House:
             validation=record.validation | {metric: record.quality + worse},
             mlflow_run_id=run,
         )
-        writer = RunWriter(store, run)
+        writer = RunWriter(tracking.uri, run)
         made = replace(made, model_uri=writer.model(made, task.kind))
         writer.record(made)
         made.save(layout.record(key))
@@ -113,9 +121,30 @@ def house(store: str, tmp_path: Path, lm: Family) -> House:
 
     made = House(spec, layout, tracking, home(lm.dense, "dense", 0.0))
     made.trials = {n: home(lm.trials[0], f"key-{n}", worse) for n, worse in OFFSETS.items()}
-    registry = Registry(store)
+    registry = Registry(tracking.uri)
     registry.register(registered_name(spec, "lm"), made.trials["registered"], {})
+    shutil.copytree(layout.storage, layout.storage.with_name("before"))
     return made
+
+
+@pytest.fixture
+def house(built: House) -> Iterator[House]:
+    """As it was built, in the place where it was built: MLflow keeps absolute paths."""
+    before, database = built.layout.storage.with_name("before"), "mlflow.db"
+    for path in built.layout.storage.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    # in place, for connections to it are open
+    shutil.copyfile(before / database, built.layout.storage / database)
+    shutil.copytree(
+        before,
+        built.layout.storage,
+        ignore=shutil.ignore_patterns("mlflow.db*"),
+        dirs_exist_ok=True,
+    )
+    yield replace(built, trials=dict(built.trials), said=[])
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
 
 
 def test_without_a_budget_nothing_goes(house: House):
@@ -147,12 +176,12 @@ def test_a_budget_is_met_step_by_step_and_what_is_needed_stays(house: House):
     assert not state.exists()
     assert all((house.home(name) / WEIGHTS).exists() for name in house.trials)
     # then working copies, those first that are not to be kept
-    house.keeping(used - weights).settle()
-    assert house.used <= used - weights
+    house.keeping(used - weights + NOTES).settle()
+    assert house.used <= used - weights + NOTES
     gone = {name for name in house.trials if not (house.home(name) / WEIGHTS).exists()}
     assert len(gone) == 1
     assert not gone & {"front", "registered"}
-    house.keeping(used - 4 * weights).settle()
+    house.keeping(used - 4 * weights + NOTES).settle()
     assert house.whole() == set(OFFSETS), "MLflow has all of them"
     # then those that are not to be kept, the worst first
     house.keeping(house.used - 10).settle()
@@ -251,6 +280,19 @@ def test_a_model_whose_weights_were_given_up_says_so_and_is_not_chosen(house: Ho
     assert choose(trials, house.dense, house.spec.select, gone).sentence.count("Left out") == 0
 
 
+def test_one_that_is_trained_again_is_logged_again(house: House, lm: Family):
+    house.keeping(1).settle()
+    record = house.trials["worst"]
+    shutil.copy(Path(lm.trials[0].export) / WEIGHTS, house.home("worst") / WEIGHTS)
+    uri = RunWriter(house.tracking.uri, record.mlflow_run_id or "").model(record, "")
+    assert uri != record.model_uri
+    shutil.rmtree(house.home("worst"))
+    Path(house.home("worst")).mkdir()
+    (house.home("worst") / RELEASED).write_text('{"weights": "mlflow", "num_bytes": 1}')
+    house.keeping(10**12).bring(replace(record, model_uri=uri))
+    assert (house.home("worst") / WEIGHTS).exists()
+
+
 def launch_of(house: House, name: str) -> Launch:
     return Launch(
         job={"key": f"key-{name}"},
@@ -296,7 +338,7 @@ def dies_at_weights(path: Path, missing_ok: bool = False) -> None:
 def test_what_was_killed_while_it_gave_a_model_up_is_finished_by_the_next_start(
     house: House, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, death: Any
 ):
-    copies = 4 * (house.home("front") / WEIGHTS).stat().st_size
+    copies = 4 * (house.home("front") / WEIGHTS).stat().st_size - NOTES
     house.keeping(house.used - copies).settle()
     if owner is Path:
         # one that still has its working copy
