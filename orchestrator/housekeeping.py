@@ -14,12 +14,13 @@ from typing import Any
 
 from lowrank.export import WEIGHTS
 from orchestrator.disk import Usage, usage
+from orchestrator.errors import CampaignError
 from orchestrator.freeable import Freeable, folders
 from orchestrator.layout import Layout
 from orchestrator.records import Choice, ModelRecord
 from orchestrator.retention import Item, Stage, to_free, training_bytes
 from orchestrator.spec import CampaignSpec
-from orchestrator.tracking import Tracking, TrackingAway
+from orchestrator.tracking import Tracking
 from orchestrator.tracking.models import LoggedModels
 from orchestrator.tracking.patience import Patience
 from orchestrator.tracking.writer import SHORT_WAIT_S
@@ -152,8 +153,9 @@ class Housekeeping:
                 if left >= now:  # a folder that cannot be removed
                     break
                 now = left
-        except TrackingAway as error:
-            logger.warning("nothing more is freed now: %s", error)
+        except Exception as error:  # trainings are on their way: they are worth more than room
+            known = isinstance(error, CampaignError | OSError)
+            logger.warning("nothing more is freed now: %s", error, exc_info=not known)
         if gone:
             counts = Counter(item.stage for item in gone)
             parts = [f"{counts[stage]} {SAYS[stage]}" for stage in Stage if counts[stage]]

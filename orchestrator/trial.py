@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.elastic import callbacks as elastic_callbacks
 from orchestrator.elastic import num_workers
-from orchestrator.errors import CampaignError, TrialError
+from orchestrator.errors import CampaignError, ClusterError, TrialError
 from orchestrator.launch import Launch
 from orchestrator.recording import record_model, trained
 from orchestrator.records import ModelRecord
@@ -123,7 +123,9 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord:
         try:
             result = _trainer(launch, callbacks).fit()
         except (ray.train.TrainingFailedError, RayActorError) as error:
-            if not attempts.another():
+            # one that waited for machines has waited enough
+            waited = isinstance(getattr(error, "controller_failure", None), ClusterError)
+            if waited or not attempts.another():
                 raise TrialError(_reason(launch, error), key) from error
             logger.warning("goes on from its last state: %s", _innermost(error))
         else:

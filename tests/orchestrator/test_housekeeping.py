@@ -237,7 +237,7 @@ def test_what_trains_keeps_its_states_and_gets_its_room(house: House):
     keeping = house.keeping(house.used + 1000)
     keeping.ended("failed", {"ended": 1, "failure": "no"})
     keeping.settle(running=["running"], side_by_side=1)
-    assert "freed" in house.said[-2], "there is room for what is there, and not for a training"
+    assert "freed" in house.said[-1], "there is room for what is there, and not for a training"
     assert (house.layout.train / "running").exists()
     assert not (house.layout.train / "failed").exists()
     left = {path.name for path in (house.layout.root / "snapshots").iterdir()}
