@@ -20,7 +20,7 @@ from tests.orchestrator.small import one_core, train_to
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ON_A_CLUSTER = """
-import json, os, sys, threading, time
+import json, os, socket, sys, threading, time
 from pathlib import Path
 from orchestrator import cluster as campaigns, trial
 from orchestrator.launch import Launch
@@ -54,7 +54,10 @@ def work(given):
     return worker(given)
 
 trial.worker = work
-head = {"num_cpus": 0, "resources": {"driver": 4}}
+with socket.socket() as probe:
+    probe.bind(("", 0))
+    port = probe.getsockname()[1]
+head = {"num_cpus": 0, "resources": {"driver": 4}, "dashboard_port": port}
 cluster = Cluster(initialize_head=True, head_node_args=head)
 cluster.add_node(num_cpus=1, labels={"group": "old"})
 ray.init(address=cluster.address, log_to_driver=False)
