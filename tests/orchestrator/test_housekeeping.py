@@ -243,7 +243,7 @@ def test_what_trains_keeps_its_states_and_gets_its_room(house: House):
     left = {path.name for path in (house.layout.root / "snapshots").iterdir()}
     # one that was stopped goes on from there, in this run or in the next
     assert left == {"running", "stopped"}
-    keeping.close({})
+    house.keeping(1).close({})
     assert not list((house.layout.root / "snapshots").iterdir())
 
 
