@@ -33,7 +33,7 @@ def validate(path: Path, overrides: Sequence[str]) -> int:
         method = spec.method_of(task)
         say(
             f"  {task.name} ({task.kind}): dense {task.dense.steps} steps; {expected} trials "
-            f"of {method.steps} steps on {resources.workers} worker(s), "
+            f"of {method.steps} steps on {resources.workers_in_words} worker(s), "
             f"{resources.concurrent_trials} side by side"
         )
         for plan in plans:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.disk import usage
 from orchestrator.layout import Layout
 from orchestrator.progress import clock
 from orchestrator.spec_io import load_spec
@@ -30,6 +32,8 @@ from orchestrator.wording import number, plural
 
 MOST = 40
 """Models in a table that fits a screen; of more, those that are done are only counted."""
+LOOK_EVERY_S = 60.0
+"""At the disk."""
 STYLES = {TRAINING: "bold", FAILED: "red", STOPPED: "yellow", WAITING: "dim"}
 
 
@@ -39,26 +43,44 @@ def status(path: Path, overrides: Sequence[str], watch: float | None, every: boo
     layout = Layout(Path(spec.storage), spec.name)
     reader = RunReader(spec.tracking.uri or default_tracking_uri(spec.storage), spec.name)
 
-    def look() -> CampaignStatus:
-        return campaign_status(spec, reader, layout)
+    def look() -> tuple[CampaignStatus, str]:
+        now = campaign_status(spec, reader, layout)
+        return now, disk.line(now)
 
+    disk = _Disk(layout, spec.retention.num_bytes)
     console = Console()
     if watch is None:
         # a pipe has no width of its own; tables should not wrap there
         wide = console if console.is_terminal else Console(width=160)
-        wide.print(shown(look(), every))
+        now, used = look()
+        wide.print(shown(now, every, used))
         return 0
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            now = look()
-            live.update(shown(now, every), refresh=True)
+            now, used = look()
+            live.update(shown(now, every, used), refresh=True)
             if now.over:
                 return 0
             time.sleep(watch)
 
 
-def shown(status: CampaignStatus, every: bool = False) -> Group:
-    """Who drives it, what is done, and the models."""
+class _Disk:
+    """Looks at most once a minute: a campaign of a thousand models has a hundred thousand files."""
+
+    def __init__(self, layout: Layout, budget: int | None) -> None:
+        self._layout, self._budget = layout, budget
+        self._line, self._at = "", -math.inf
+
+    def line(self, status: CampaignStatus) -> str:
+        """Empty where the campaign's folder is not seen."""
+        if self._layout.root.is_dir() and time.monotonic() - self._at >= LOOK_EVERY_S:
+            self._line = usage(self._layout, status.data).in_words(self._budget)
+            self._at = time.monotonic()
+        return self._line
+
+
+def shown(status: CampaignStatus, every: bool = False, disk: str = "") -> Group:
+    """Who drives it, what is done, what it takes, and the models."""
     table = Table(box=None, pad_edge=False)
     table.add_column("model")
     for heading in ("", "step", "density", "validation", "trained"):
@@ -69,7 +91,8 @@ def shown(status: CampaignStatus, every: bool = False) -> Group:
     for model in models:
         table.add_row(*_cells(model), style=STYLES.get(model.state, ""))
     # as Text, because a name with brackets is no markup
-    return Group(Text(_headline(status)), Text(_counts(status)), table)
+    lines = [_headline(status), _counts(status), *([disk] if disk else [])]
+    return Group(*map(Text, lines), table)
 
 
 def _headline(status: CampaignStatus) -> str:

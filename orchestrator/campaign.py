@@ -22,6 +22,7 @@ from orchestrator.campaign_state import AnyTask, Site, TaskState
 from orchestrator.changes import check_change
 from orchestrator.conclusion import conclude, hardware
 from orchestrator.data.prepare import PreparedData, describe, prepare_data
+from orchestrator.disk import num_bytes
 from orchestrator.errors import CampaignError
 from orchestrator.interrupts import heard, interruptible
 from orchestrator.layout import Layout
@@ -29,7 +30,8 @@ from orchestrator.models import build_model, resolve_pretrained
 from orchestrator.plan.make import keep_counts
 from orchestrator.progress import Progress
 from orchestrator.records import CampaignResult, ModelRecord
-from orchestrator.search import expected_trials
+from orchestrator.retention import Expected, check_budget, expected_bytes, of_all
+from orchestrator.search import expected_trials, plan_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec
 from orchestrator.spec_search import ComparedMethod
@@ -113,6 +115,8 @@ class Campaign:
             available=session.enter_context(cluster.ray_session(self.layout.ray_job)),
             train=self.train,
         )
+        self.house = site.house
+        self.house.start(state.data.content_hash for state in states)
         for state in states:
             resources = self.spec.resources_of(state.task)
             site.available = cluster.wait_to_fit(resources, state.task.name, self.progress.line)
@@ -129,6 +133,7 @@ class Campaign:
         )
         for state in states:
             self.tracking.writer(state.run_id).end("FINISHED")
+        self.house.close({task.task: task.choice for task in result.tasks})
         return result
 
     def _open_tracking(self) -> Tracking:
@@ -154,7 +159,9 @@ class Campaign:
 
     def _prepare(self) -> list[TaskState]:
         """Reads the data; nothing is changed before it is clear that this spec may go on."""
+        self._expected: list[Expected] = []
         data = {task.name: self._read(task) for task in self.spec.tasks}
+        check_budget(self.spec.retention.num_bytes, of_all(self._expected))
         hashes = {name: prepared.content_hash for name, prepared in data.items()}
         check_change(self.layout, self.spec, hashes, self.changed, self.progress.line)
         text = dump_spec(self.spec, redact=True)
@@ -195,6 +202,19 @@ class Campaign:
             f"{task.name}: {type(model).__name__}, {total:,} parameters, "
             f"{prunable:,} of them in {len(match.layers)} prunable matrices"
         )
+        # what is on a server is not on this disk
+        here = self.tracking_uri.startswith("sqlite:")
+        self._expected.append(
+            expected_bytes(
+                parameters=total,
+                prunable=prunable,
+                densities=[plan.method.density for plan in plan_trials(self.spec, task, "")],
+                concurrent=self.spec.resources_of(task).concurrent_trials,
+                snapshots=self.spec.retention.snapshots,
+                data_bytes=num_bytes(data.folder),
+                artifacts_here=here,
+            )
+        )
 
     def _measure(self, state: TaskState) -> None:
         """Timings of models that have none yet (or of all); nothing else runs meanwhile."""
@@ -203,6 +223,8 @@ class Campaign:
         assert state.dense is not None
         for index, record in enumerate(state.trials):
             if record.speed and not self.measure_again:
+                continue
+            if self._is_gone(record):
                 continue
             self.progress.line(
                 f"{state.task.name}: measuring speed, {index + 1}/{len(state.trials)}"
@@ -214,11 +236,13 @@ class Campaign:
                 state.task,
                 str(state.data.folder),
                 self.spec.measure,
+                labels=self.spec.resources_of(state.task).labels,
             )
             record = replace(record, speed=rows)
             self._writer(record).speed(rows)
             self._keep(record)
             state.trials[index] = record
+            self.house.settle()
 
     def _measure_int8(self, state: TaskState) -> None:
         """Every model in 8-bit integers, if the spec asks for it and it has not been done yet."""
@@ -230,12 +254,15 @@ class Campaign:
         for index, record in enumerate(models):
             if record.int8 is not None and not self.measure_again:
                 continue
+            if self._is_gone(record):
+                continue
             self.progress.line(
                 f"{state.task.name}: measuring 8-bit integers, {index + 1}/{len(models)}"
             )
             folder, measure = str(state.data.folder), self.spec.measure
+            labels = self.spec.resources_of(state.task).labels
             found = cluster.run_alone(
-                measure_int8, dense, record.export, state.task, folder, measure
+                measure_int8, dense, record.export, state.task, folder, measure, labels=labels
             )
             if isinstance(found, str):
                 self.progress.line(f"{state.task.name}: no 8-bit integers: {found}")
@@ -243,10 +270,22 @@ class Campaign:
             record = replace(record, int8=found)
             self._writer(record).int8(found)
             self._keep(record)
+            self.house.settle()
             if index == 0:
                 state.dense = record
             else:
                 state.trials[index - 1] = record
+
+    def _is_gone(self, record: ModelRecord) -> bool:
+        """Whether a model can be measured no more; if it can, its weights are here afterwards."""
+        if self.house.is_gone(record.key):
+            self.progress.line(
+                f"{record.task}: model {record.key} is not measured, its weights were given up "
+                "(retention.budget)"
+            )
+            return True
+        self.house.bring(record)
+        return False
 
     def _writer(self, record: ModelRecord) -> RunWriter:
         assert record.mlflow_run_id is not None
@@ -256,3 +295,4 @@ class Campaign:
         """Write a record that has grown; last, since what it holds is not measured again."""
         self._writer(record).record_file(record)
         record.save(self.layout.record(record.key))
+        self.house.know(record)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.data.prepare import PreparedData
+from orchestrator.housekeeping import Housekeeping
 from orchestrator.layout import Layout
 from orchestrator.progress import Progress
 from orchestrator.records import FailedTrial, ModelRecord
@@ -41,3 +42,7 @@ class Site:
     available: dict[str, Any]
     """The cluster's resources."""
     train: Train = train_on_workers
+    house: Housekeeping = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.house = Housekeeping(self.spec, self.layout, self.tracking, self.progress.line)

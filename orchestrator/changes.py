@@ -154,8 +154,8 @@ def _finished(layout: Layout) -> dict[str, ModelRecord]:
 def _fields(spec: CampaignSpec) -> Iterator[tuple[str, Any]]:
     """Path -> value of what people write; tasks by their name, whatever their order."""
     values = spec.model_dump(mode="json")
-    # where it lies and who hears of it; a stored copy of the latter hides passwords
-    for name in ("storage", "tracking"):
+    # where it lies, how much of it, and who hears of it; a stored copy of that hides passwords
+    for name in ("storage", "tracking", "retention"):
         del values[name]
     values["tasks"] = {task.pop("name"): task for task in values["tasks"]}
     yield from _flat(values, "")

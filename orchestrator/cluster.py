@@ -10,26 +10,23 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import CampaignError
 from orchestrator.leftovers import SETTLED_S, free, remember, remembered
+from orchestrator.room import DRIVER, LOCAL_DRIVERS, check_fits, having
 from orchestrator.spec import Resources
+from orchestrator.spec_labels import matches
 
 logger = logging.getLogger(__name__)
-
-DRIVER = "driver"
-"""Custom resource that trial drivers take instead of a CPU. Ray Train places its workers in a
-group of their own, outside the trial's: a trial that held a CPU would starve its own workers."""
 
 CAPACITY_ENV = "LOWRANK_CLUSTER_CAPACITY"
 """What a cluster's autoscaler may grow to, as JSON such as `{"CPU": 64, "GPU": 8}`. Ray tells only
 what is there now, and trials that wait for nodes are what makes an autoscaler add some."""
 
-LOCAL_DRIVERS = 64
 OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing large goes through the object store; Ray's default would take 30 % of the memory."""
 
@@ -157,11 +154,24 @@ def _free(job: str, settled_s: float) -> bool:
     return True
 
 
-def _available() -> dict[str, Any]:
+def _available(labels: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """All that the cluster has; with labels, of what workers take that of the nodes which have
+    them."""
     import ray
 
     there = dict(ray.cluster_resources())
+    if labels:
+        nodes = [node["Resources"] for node in _nodes(labels)]
+        there |= {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
     return capacity(there) if os.environ.get("RAY_ADDRESS") else there
+
+
+def _nodes(labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """That are alive and have the labels."""
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"]]
+    return [node for node in alive if matches(labels, node.get("Labels") or {})]
 
 
 def capacity(there: dict[str, Any]) -> dict[str, Any]:
@@ -221,31 +231,6 @@ def _address_for_workers() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def check_fits(resources: Resources, available: dict[str, Any], task: str) -> None:
-    """Refuse a trial that could never start; Ray would wait for it for ever.
-
-    Raises:
-        CampaignError: With what is asked and what is there.
-    """
-    asked = {
-        "CPU": resources.workers * resources.cpus_per_worker,
-        "GPU": resources.workers * resources.gpus_per_worker,
-        DRIVER: 1.0,
-    }
-    for name, amount in asked.items():
-        there = float(available.get(name, 0))
-        if amount > there:
-            hint = (
-                f"; start the head node with --resources='{{\"{DRIVER}\": {LOCAL_DRIVERS}}}'"
-                if name == DRIVER
-                else f" ({resources.workers} workers)"
-            )
-            raise CampaignError(
-                f"resources of task {task}: one trial needs {amount:g} {name}, the cluster has "
-                f"{there:g}{hint}"
-            )
-
-
 def wait_to_fit(resources: Resources, task: str, say: Callable[[str], None]) -> dict[str, Any]:
     """Wait for machines if no trial fits the cluster that RAY_ADDRESS names: they come and go.
 
@@ -259,7 +244,7 @@ def wait_to_fit(resources: Resources, task: str, say: Callable[[str], None]) -> 
     deadline, told = time.monotonic() + 60 * resources.wait_minutes, False
     while True:
         try:
-            available = _available()
+            available = _available(resources.labels)
             check_fits(resources, available, task)
             return available
         except CampaignError as error:
@@ -271,29 +256,30 @@ def wait_to_fit(resources: Resources, task: str, say: Callable[[str], None]) -> 
         time.sleep(LOOK_EVERY_S)
 
 
-def concurrent_trials(resources: Resources, available: dict[str, Any]) -> int:
-    """As many as asked for, but no more than fit beside each other."""
-    fits = float(available.get("CPU", 0)) // (resources.workers * resources.cpus_per_worker)
-    if resources.gpus_per_worker:
-        fits = min(
-            fits, float(available.get("GPU", 0)) // (resources.workers * resources.gpus_per_worker)
-        )
-    return max(1, min(resources.concurrent_trials, int(fits)))
+def run_alone(
+    function: Callable[..., Any], *args: Any, labels: Mapping[str, str] | None = None
+) -> Any:
+    """Run a function with a whole node to itself: every CPU, and a GPU where nodes have one.
 
-
-def run_alone(function: Callable[..., Any], *args: Any) -> Any:
-    """Run a function with a whole node to itself: every CPU, and a GPU where nodes have one."""
+    Args:
+        function: Runs there.
+        args: Its arguments.
+        labels: Of the node.
+    """
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"]]
+    nodes = [node["Resources"] for node in _nodes(labels or {})]
     with_cpu = [node for node in nodes if node.get("CPU", 0) >= 1]
     if not with_cpu:
         raise CampaignError(
-            "no node of the cluster has a CPU to measure speed on; keep at least one worker "
-            "(minReplicas), and the same command goes on"
+            f"no node of the cluster{having(labels or {})} has a CPU to measure speed on; keep at "
+            "least one worker (minReplicas), and the same command goes on"
         )
     best = max(with_cpu, key=lambda node: (node.get("GPU", 0), node["CPU"]))
     remote = ray.remote(function).options(
-        num_cpus=best["CPU"], num_gpus=1 if best.get("GPU", 0) >= 1 else 0, max_retries=1
+        num_cpus=best["CPU"],
+        num_gpus=1 if best.get("GPU", 0) >= 1 else 0,
+        max_retries=1,
+        label_selector=dict(labels or {}),
     )
     return ray.get(remote.remote(*args))

@@ -32,7 +32,8 @@ def conclude(
     tasks = []
     for state in states:
         assert state.dense is not None
-        choice = choose(state.trials, state.dense, site.spec.select)
+        given_up = {record.key for record in state.trials if site.house.is_gone(record.key)}
+        choice = choose(state.trials, state.dense, site.spec.select, given_up)
         site.progress.line(f"{state.task.name}: {choice.sentence}")
         result = TaskResult(
             task=state.task.name,

@@ -39,6 +39,7 @@ class Trained:
     rate_factor: float = 1.0
     shared_seconds: float = 0.0
     """Of the training behind it, what other models of its ladder are charged with."""
+    worlds: list[tuple[int, int]] = field(default_factory=list)
 
 
 def export_model(
@@ -83,6 +84,7 @@ def export_model(
             projection={k: v for k, v in trained.projection.items() if math.isfinite(v)},
             rate_factor=trained.rate_factor,
             ladder=ladder_facts(job.ladder),
+            worlds=trained.worlds if len(trained.worlds) > 1 else [],
         )
         record.save(folder / RECORD)
         recorder.flush()

@@ -28,6 +28,8 @@ class Job:
     """Folder for training states, on storage that all workers see; None keeps none."""
     ladder: dict[str, Any] | None = None
     """Fields of `ladder.Ladder`, of a job that is part of one."""
+    num_snapshots: int = 2
+    """States that are kept, the last ones."""
 
     @property
     def is_trunk(self) -> bool:

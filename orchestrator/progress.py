@@ -77,16 +77,21 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def tune_callback(progress: Progress, names: dict[str, str]) -> Any:
+def tune_callback(
+    progress: Progress,
+    names: dict[str, str],
+    ended: Callable[[str, dict[str, Any]], None] = lambda key, result: None,
+) -> Any:
     """A Tune callback that turns reports into lines.
 
     Args:
         progress: Where lines go.
         names: Trial key -> what to call it.
+        ended: Hears the key and the last report of each trial that is over.
     """
     from ray.tune import Callback
 
-    ended: set[str] = set()
+    over: set[str] = set()
 
     class Lines(Callback):
         def on_trial_result(
@@ -94,27 +99,31 @@ def tune_callback(progress: Progress, names: dict[str, str]) -> Any:
         ) -> None:
             key = result.get("model", trial.config["launch"]["job"]["key"])
             who = names[key]
-            if result.get("ended"):
-                ended.add(key)
             if result.get("trunk"):
                 progress.forget(who)
                 if failure := result.get("failure"):
                     progress.line(f"{who}: FAILED, {failure}")
-            elif not result.get("ended"):
+                ended(key, result)
+                return
+            if not result.get("ended"):
                 progress.step(who, result)
-            elif result.get("failure"):
+                return
+            over.add(key)
+            if result.get("failure"):
                 progress.done(who, f"FAILED, {result['failure']}")
             elif result.get("unrecorded"):
                 progress.done(who, "trained; MLflow does not answer, its run is written later")
             else:
                 progress.done(who, f"finished, validation {result['quality']:.4f}")
+            ended(key, result)
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
             launch = trial.config["launch"]
             # of a ladder, those models that had not ended
             models = [each["job"]["key"] for each in launch.get("then", ())]
-            left = [key for key in models if key not in ended]
+            left = [key for key in models if key not in over]
             for key in left if models else [launch["job"]["key"]]:
                 progress.done(names[key], "FAILED, its process ended unexpectedly")
+                ended(key, {"failure": "its process ended unexpectedly"})
 
     return Lines()

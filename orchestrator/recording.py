@@ -18,6 +18,7 @@ from orchestrator.records import ModelRecord
 from orchestrator.tracking import RunWriter
 from orchestrator.tracking.journal import Journal
 from orchestrator.watchdog import hung
+from orchestrator.weights import released
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,9 @@ def trained(launch: Launch) -> ModelRecord | None:
         return None
     try:
         record = ModelRecord.load(path)
+        if released(path.parent) is not None and not (path.parent / WEIGHTS).exists():
+            logger.warning("%s: its weights were released, and MLflow has no run", path.parent)
+            return None
         whole = sha256_of(path.parent / WEIGHTS) == record.export_sha256
     except (OSError, ValueError, TypeError, KeyError) as error:
         logger.warning("%s cannot be used, the model is trained again: %s", path, error)

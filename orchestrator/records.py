@@ -160,6 +160,9 @@ class ModelRecord:
     """On the learning rates: below 1 if the training diverged and was taken up again."""
     ladder: LadderFacts | None = None
     """None for a model with a training of its own."""
+    worlds: list[tuple[int, int]] = field(default_factory=list)
+    """From which step on how many workers trained, if the number changed on the way; `workers` is
+    the last one."""
     finished: float | None = None
     """When it was recorded, in seconds since the epoch; None in records of earlier versions."""
 

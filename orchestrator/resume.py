@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lowrank.errors import first_line
 from lowrank.pruner import Pruner
 from orchestrator.errors import CampaignError
+from orchestrator.optimizer_state import optimizer_state, restore_optimizer
 from orchestrator.records import CurvePoint
 from orchestrator.snapshot import Snapshot, SnapshotError, SnapshotStore
 from orchestrator.stretch import Best, Recorder
@@ -54,9 +55,6 @@ class Training:
     losses: list[Tensor] = field(default_factory=list)
     """Since the last point of the curve, this worker's."""
 
-    def parameters(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
 
 class Keeper:
     """Saves a job's training now and then, and restores what was saved last.
@@ -74,11 +72,14 @@ class Keeper:
         """What earlier stages found out, JSON; part of every state."""
         self.rate_factor = 1.0
         """On the learning rates, below 1 after a divergence; part of every state."""
+        self.worlds: list[tuple[int, int]] = [(0, workers.world)]
+        """From which step of the job on how many workers trained; part of every state."""
         self._store = store
         self._saved_at = time.monotonic()
         self._saving_took = 0.0
         self._looks = _Looks()
         self._found: Snapshot | None = None
+        self._found_at = 0
         self._find()
 
     @property
@@ -139,7 +140,7 @@ class Keeper:
 
     def _put_into(self, training: Training, found: Snapshot) -> None:
         training.model.load_state_dict(found.part("model."))
-        _restore_optimizer(training, found.part("optimizer."))
+        restore_optimizer(training.optimizer, found.part("optimizer."))
         training.best.load(found.part("best."), found.facts["best"])
         recorder = training.recorder
         recorder.curve[:] = [CurvePoint(**point) for point in found.facts["curve"]]
@@ -147,11 +148,14 @@ class Keeper:
         if found.facts["world"] == self.workers.world:
             self._restore_own(training, found.part(f"worker{self.workers.rank}."))
         else:
+            before, now = found.facts["world"], self.workers
             logger.warning(
                 "saved with %d workers, goes on with %d: the batches are the same, dropout is not",
-                found.facts["world"],
-                self.workers.world,
+                before,
+                now.world,
             )
+            memories = [found.part(f"worker{rank}.memory.") for rank in range(before)]
+            self._remember(training, training.task.shared_out(memories, now.rank, now.world))
 
     def offer(self, training: Training, step: int) -> None:
         """Save the training after a step of its stretch, if it is time."""
@@ -182,6 +186,7 @@ class Keeper:
                 self.facts = dict(self._found.facts["job"])
                 # states of earlier versions have none
                 self.rate_factor = float(self._found.facts.get("rate_factor", 1.0))
+                self.worlds = self._worlds(self._found.facts)
 
     def _read(self) -> Snapshot | None:
         """What rank 0 finds, on every worker: one that sees less of the storage must not begin
@@ -190,7 +195,15 @@ class Keeper:
             return None
         step = self._store.last_whole() if self.workers.rank == 0 else None
         step = self.workers.gather(step)[0]
+        self._found_at = step or 0
         return None if step is None else self._store.load(step)
+
+    def _worlds(self, facts: dict[str, Any]) -> list[tuple[int, int]]:
+        # states of earlier versions tell of the last number alone
+        worlds = [(int(a), int(b)) for a, b in facts.get("worlds", [(0, facts["world"])])]
+        if worlds[-1][1] != self.workers.world:
+            worlds.append((self._found_at, self.workers.world))
+        return worlds
 
     def _save(self, store: SnapshotStore, training: Training, step: int) -> None:
         began = time.monotonic()
@@ -209,7 +222,7 @@ class Keeper:
         parts = {
             "model.": training.model.state_dict(),
             "pruner.": {} if self.pruner is None else self.pruner.state_dict(),
-            "optimizer.": _optimizer_state(training),
+            "optimizer.": optimizer_state(training.optimizer),
             "best.": best,
         }
         parts |= {f"worker{rank}.": each for rank, each in enumerate(own)}
@@ -228,6 +241,7 @@ class Keeper:
             "curve": [asdict(point) for point in training.recorder.curve],
             "job": self.facts,
             "rate_factor": self.rate_factor,
+            "worlds": self.worlds,
         }
         return Snapshot(tensors=tensors, facts=facts)
 
@@ -248,6 +262,9 @@ class Keeper:
         if "losses" in state:
             training.losses[:] = state["losses"].to(self.workers.device).unbind()
         memory = {k.removeprefix("memory."): v for k, v in state.items() if k.startswith("memory.")}
+        self._remember(training, memory)
+
+    def _remember(self, training: Training, memory: dict[str, Tensor]) -> None:
         training.task.remember({k: v.to(self.workers.device) for k, v in memory.items()})
 
 
@@ -274,29 +291,3 @@ class _Looks:
 
     def next(self, pause: int) -> None:
         self._next = self._now + pause
-
-
-def _optimizer_state(training: Training) -> dict[str, Tensor]:
-    """Moments and step counts, by the parameter's place in the groups."""
-    state = training.optimizer.state
-    return {
-        f"{number}.{name}": value
-        for number, parameter in enumerate(training.parameters())
-        for name, value in state.get(parameter, {}).items()
-    }
-
-
-def _restore_optimizer(training: Training, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        number, _, key = name.partition(".")
-        state.setdefault(int(number), {})[key] = value
-    parameters = training.parameters()
-    if len({frozenset(each) for each in state.values()}) > 1:
-        raise ValueError("the optimizer must keep the same of every parameter")
-    for place, each in state.items():
-        for key, value in each.items():
-            if value.numel() != 1 and value.shape != parameters[place].shape:
-                raise ValueError(f"optimizer.{place}.{key} is of another shape")
-    groups = training.optimizer.state_dict()["param_groups"]
-    training.optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -223,7 +223,11 @@ def dense_key(spec: CampaignSpec, task: AnyTask, data_hash: str) -> str:
     described = task.model_dump(mode="json", exclude={"method", "resources", "data"})
     # which matrices count as prunable is part of what is recorded of the dense model
     method = spec.method_of(task)
-    workers = spec.resources_of(task).workers
+    resources = spec.resources_of(task)
+    # with a range of workers the result is not that of any number in it
+    workers: int | list[int] = resources.workers
+    if resources.min_workers is not None:
+        workers = [resources.min_workers, resources.workers]
     return content_hash(
         [
             CODE_CONTRACT,

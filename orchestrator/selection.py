@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,7 +38,12 @@ _SUPERLATIVE = {
 }
 
 
-def choose(records: Sequence[ModelRecord], dense: ModelRecord, select: SelectSpec) -> Choice:
+def choose(
+    records: Sequence[ModelRecord],
+    dense: ModelRecord,
+    select: SelectSpec,
+    given_up: Collection[str] = (),
+) -> Choice:
     """Pick one model of a task's Pareto front.
 
     Candidates are the members of the front that pass every rule; with `select.epsilon` also what is
@@ -52,6 +57,7 @@ def choose(records: Sequence[ModelRecord], dense: ModelRecord, select: SelectSpe
         records: the finished trials.
         dense: the reference of the same task.
         select: rules and objective.
+        given_up: keys of models that have no weights any more; none of them is chosen.
 
     Returns:
         The choice. Its key is None if nothing qualifies, and its sentence then says what was
@@ -65,19 +71,36 @@ def choose(records: Sequence[ModelRecord], dense: ModelRecord, select: SelectSpe
     passed = [record for record in ranked if not _missed(record, dense, rules)]
     keys = {record.key for record in passed}
     near = epsilon_front(losses, select.epsilon * _scale(losses, dense))
-    candidates = [r for r, is_near in zip(ranked, near, strict=True) if is_near and r.key in keys]
+    could = [r for r, is_near in zip(ranked, near, strict=True) if is_near and r.key in keys]
+    candidates = [record for record in could if record.key not in given_up]
     order = _ordered(candidates, dense, select)
     names = TrialNames.of(records)
     if order:
         sentence = _why(order, dense, select, names, _seed_noise(records))
     else:
         sentence = _why_none(front, candidates, passed, dense, rules, select, names)
+    if len(could) > len(candidates):
+        without = plural(len(could) - len(candidates), "model")
+        sentence += f" Left out: {without} whose weights were given up (retention.budget)."
     return Choice(
         key=order[0].key if order else None,
         sentence=sentence,
         front=[record.key for record in front],
         passed=[record.key for record in passed],
     )
+
+
+def worth_keeping(
+    records: Sequence[ModelRecord], dense: ModelRecord, select: SelectSpec
+) -> set[str]:
+    """Keys of what `choose` may pick, whatever its rules: the front by all that was measured, and
+    that of quality and size, for latencies are measured when all training is over."""
+    if not records:
+        return set()
+    losses = loss_values(records, dense)
+    tolerance = select.epsilon * _scale(losses, dense)
+    near = epsilon_front(losses, tolerance) | epsilon_front(losses[:, :2], tolerance[:2])
+    return {record.key for record, is_near in zip(records, near, strict=True) if is_near}
 
 
 def _best_quality_first(records: Sequence[ModelRecord], dense: ModelRecord) -> list[ModelRecord]:

@@ -1,4 +1,4 @@
-"""Training states on disk: written whole, checked when they are read, the last two kept.
+"""Training states on disk: written whole, checked when they are read, the last ones kept.
 
 Safetensors and JSON; nothing is unpickled. A state is a folder that gets its name when it is
 complete, so a process that dies while it writes leaves the states before it as they were.
@@ -56,10 +56,11 @@ class SnapshotStore:
 
     Args:
         folder: Theirs alone, on storage that every worker sees.
+        kept: How many.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, kept: int = KEPT) -> None:
+        self.folder, self.kept = folder, kept
 
     def save(self, step: int, snapshot: Snapshot) -> None:
         """Keep a state, and forget all but the last ones.
@@ -90,7 +91,7 @@ class SnapshotStore:
             if isinstance(error, OSError):
                 raise storage_error(target, error) from error
             raise SnapshotError(f"{target}: cannot be written: {error}") from error
-        for old in self.steps()[KEPT:]:
+        for old in self.steps()[self.kept :]:
             shutil.rmtree(self.folder / f"{old:0{DIGITS}d}", ignore_errors=True)
 
     def steps(self) -> list[int]:

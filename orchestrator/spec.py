@@ -15,9 +15,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.rules import parse_rule
-from orchestrator.spec_block import Block, Name, PlacedErrors, check_fields, rule
+from orchestrator.spec_block import Block, Name, PlacedErrors, check_fields, errors_of, rule
 from orchestrator.spec_glue import Glue, with_usual_metric
 from orchestrator.spec_method import MethodSpec, merge_method
+from orchestrator.spec_resources import Resources
+from orchestrator.spec_retention import RetentionSpec
 from orchestrator.spec_search import SearchSpec, conflicts, misfits, within
 
 # --------------------------------------------------------------------------- data and models
@@ -98,24 +100,6 @@ class DenseSpec(Block):
 
 
 # --------------------------------------------------------------------------- tasks
-
-
-class Resources(Block):
-    """What one trial takes, and how many run side by side."""
-
-    workers: int = Field(1, ge=1, le=4096)
-    """Data-parallel processes of one trial."""
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
-    """0 trains on the CPU."""
-    concurrent_trials: int = Field(1, ge=1)
-    """As many as this, if the cluster has room for them."""
-    wait_minutes: float = Field(15, ge=0, le=1440)
-    """On a cluster: how long machines are waited for when not even one trial fits. 15: clouds bring
-    a GPU node within ten."""
-    hang_minutes: float = Field(30, gt=0, le=1440)
-    """A worker that is longer about one step, one validation or the start is taken to hang: its
-    training goes on from the last state. 30: as long as torch waits for a collective operation."""
 
 
 class TaskBase(Block):
@@ -349,6 +333,8 @@ class CampaignSpec(Block):
     """How speed is measured."""
     select: SelectSpec = SelectSpec()
     promote: PromoteSpec = PromoteSpec()
+    retention: RetentionSpec = RetentionSpec()
+    """How much of the storage it may take."""
 
     @field_validator("name")
     @classmethod
@@ -368,18 +354,27 @@ class CampaignSpec(Block):
             if task.name in names[:index]:
                 message = f"task names must differ, got {task.name!r} again"
                 errors.append(rule(("tasks", index, task.kind, "name"), message))
-            workers = self.resources_of(task).workers
-            if task.dense.batch % workers:
-                message = f"must be a multiple of resources.workers, got {task.dense.batch} and"
-                errors.append(
-                    rule(("tasks", index, task.kind, "dense", "batch"), f"{message} {workers}")
-                )
-            errors += self._conflicts(index, task)
+            errors += self._shares(index, task) + self._conflicts(index, task)
         errors += self._unmeasured(("select", "require"), self.select.require)
         errors += self._unmeasured(("promote", "gates"), self.promote.gates)
         if errors:
             raise PlacedErrors(errors, type(self))
         return self
+
+    def _shares(self, index: int, task: AnyTask) -> list[dict[str, Any]]:
+        """Every worker gets its part of a batch; a fixed number of them equal parts."""
+        values = self.resources.model_dump() | task.resources
+        if refused := errors_of(Resources, values):
+            return [within(("tasks", index, task.kind, "resources"), refused)]
+        resources, batch = Resources.model_validate(values), task.dense.batch
+        if resources.min_workers is None and batch % resources.workers:
+            message = "must be a multiple of resources.workers"
+        elif batch < resources.workers:
+            message = "must be at least resources.workers"
+        else:
+            return []
+        place = ("tasks", index, task.kind, "dense", "batch")
+        return [rule(place, f"{message}, got {batch} and {resources.workers}")]
 
     def _conflicts(self, index: int, task: AnyTask) -> list[dict[str, Any]]:
         """Fields that are right by themselves and wrong together, such as a kind and its own."""
@@ -415,12 +410,17 @@ class CampaignSpec(Block):
 
     def digest(self) -> str:
         """Hash of everything that decides results; where they are stored does not count."""
-        values = self.model_dump(mode="json", exclude={"storage", "tracking"})
+        values = self.model_dump(mode="json", exclude={"storage", "tracking", "retention"})
         if not self.measure.int8:  # came later: what is recorded of specs without it stays
             del values["measure"]["int8"]
         for name in ("finalists", "ladder"):
             if values["search"][name] is None:
                 del values["search"][name]
+        resources = values["resources"]
+        del resources["resize_minutes"]
+        for name in ("min_workers", "labels"):
+            if not resources[name]:
+                del resources[name]
         for name in ("epsilon", "reference_drop"):
             if not values["select"][name]:
                 del values["select"][name]

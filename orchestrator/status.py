@@ -58,6 +58,8 @@ class CampaignStatus:
     """Whether all is done, choice and promotion too."""
     seconds_left: float | None
     """A guess from the trainings that are finished, or None: there are none yet."""
+    data: frozenset[str] = frozenset()
+    """Content hashes of the prepared data that its models read."""
 
     def count(self, state: str) -> int:
         return sum(model.state == state for model in self.models)
@@ -94,6 +96,7 @@ def campaign_status(spec: CampaignSpec, reader: RunReader, layout: Layout) -> Ca
         num_models=num_models,
         over=len(parents) == len(spec.tasks) and all(r.status == "FINISHED" for r in parents),
         seconds_left=seconds_left if known else None,
+        data=frozenset(run.params["data_hash"] for run in runs if "data_hash" in run.params),
     )
 
 

@@ -39,6 +39,7 @@ class Steps:
     ) -> None:
         self._rate_factor = rate_factor
         self._model, self._task, self._workers, self._stretch = model, task, workers, stretch
+        self._share = share_of_mean(task.batch_size, workers.rank, workers.world)
         self._hold()
         # one kernel for all parameters: small models spend their time on launching kernels
         fused = workers.device.type == "cuda"
@@ -62,6 +63,8 @@ class Steps:
             device.type, dtype=torch.bfloat16, enabled=stretch.precision == "bfloat16"
         ):
             loss = self._task.loss(self._wrapped, batch, stretch.distillation)
+        if self._share != 1:
+            loss = self._share * loss
         total = loss if stretch.pruner is None else loss + stretch.pruner.penalty()
         total.backward()
         torch.nn.utils.clip_grad_norm_(self._weights, stretch.max_grad_norm)
@@ -100,6 +103,19 @@ class Steps:
         for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             is_gates = bool(self._gates) and id(group["params"][0]) in self._gates
             group["lr"] = rate if is_gates else rate * factor
+
+
+def share_of_mean(batch: int, rank: int, world: int) -> float:
+    """Factor on a worker's mean loss with which the mean over workers is the mean over the batch.
+
+    Workers take rows rank, rank + world, ...: if they do not come out even, some have one more.
+
+    Args:
+        batch: Rows over all workers.
+        rank: Of the worker.
+        world: Number of workers.
+    """
+    return len(range(rank, batch, world)) * world / batch
 
 
 def _gate_ids(pruner: Pruner | None) -> set[int]:

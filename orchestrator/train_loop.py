@@ -68,7 +68,7 @@ def run_job_on(
     parts = _begin(task, job, workers, sink)
     trained = _train(_stage(job), job, *parts)
     _, _, recorder, keeper = parts
-    trained = replace(trained, rate_factor=keeper.rate_factor)
+    trained = replace(trained, rate_factor=keeper.rate_factor, worlds=keeper.worlds)
     return export_model(job, task, workers, recorder, trained)
 
 
@@ -90,7 +90,8 @@ def _task_of(job: Job) -> TrainingTask:
 def _begin(task: TrainingTask, job: Job, workers: Workers, sink: Sink | None) -> Parts:
     torch.manual_seed(job.worker_seed(workers.rank))
     recorder = Recorder(workers=workers, total_steps=_num_steps(job), sink=sink)
-    keeper = Keeper(SnapshotStore(Path(job.snapshots)) if job.snapshots else None, workers)
+    states = SnapshotStore(Path(job.snapshots), job.num_snapshots) if job.snapshots else None
+    keeper = Keeper(states, workers)
     return task, workers, recorder, keeper
 
 

@@ -16,6 +16,7 @@ from orchestrator.launch import Launch
 from orchestrator.progress import tune_callback
 from orchestrator.recording import record_model, trained
 from orchestrator.records import FailedTrial, ModelRecord, RecordError
+from orchestrator.room import DRIVER, concurrent_trials
 from orchestrator.search import TrialPlan, dense_key, expected_trials, plan_trials
 from orchestrator.spec import content_hash
 from orchestrator.tasks import make_task
@@ -116,10 +117,12 @@ class TrainingStage:
         if not path.exists() or not self.site.tracking.finished(key):
             return None
         try:
-            return ModelRecord.load(path)
+            record = ModelRecord.load(path)
         except RecordError as error:
             logger.warning("%s; the model is trained again", error)
             return None
+        self.site.house.know(record)
+        return record
 
     def _taken_up(self, name: str, launch: Launch) -> ModelRecord | None:
         """Of a model that an earlier campaign trained, but whose run it could not end."""
@@ -137,7 +140,9 @@ class TrainingStage:
         record = trained(launch)
         if record is None:
             return None
-        return record_model(launch, record, self.site.tracking.writer(launch.run_id))
+        record = record_model(launch, record, self.site.tracking.writer(launch.run_id))
+        self.site.house.know(record)
+        return record
 
     def launch(
         self, state: TaskState, key: str, plan: TrialPlan | None, is_trunk: bool = False
@@ -156,7 +161,7 @@ class TrainingStage:
         params = {
             "task": task.name,
             "seed": seed,
-            "workers": spec.resources_of(task).workers,
+            "workers": spec.resources_of(task).workers_in_words,
             "data_hash": state.data.content_hash,
             "dense": task.dense.model_dump(),
         }
@@ -186,6 +191,7 @@ class TrainingStage:
             "dense": dense.export if dense else None,
             "snapshots": str(self.site.layout.snapshots(key)),
             "ladder": asdict(ladder) if ladder else None,
+            "num_snapshots": spec.retention.snapshots,
         }
         return Launch(
             job=job,
@@ -204,14 +210,27 @@ class TrainingStage:
         from ray import tune
 
         resources = self.site.spec.resources_of(state.task)
+        house, left = self.site.house, {launch.key for launch in launches.values()}
+        # each model of a chain begins with the one above it
+        chained = [launch for launch in launches.values() if launch.then]
+        ladders = {each["job"]["key"] for launch in chained for each in launch.then}
+        ladders |= {launch.key for launch in chained}
+        left |= ladders
+        house.settle(left, resources.concurrent_trials, ladders)
+
+        def ended(key: str, result: dict[str, Any]) -> None:
+            left.discard(key)
+            house.ended(key, result)
+            house.settle(left, resources.concurrent_trials, ladders)
+
         available = cluster.wait_to_fit(resources, state.task.name, self.site.progress.line)
         names = {plan.key: f"{state.task.name} {plan.name}" for plan in state.plans}
         names |= {launch.key: name for name, launch in launches.items()}
         tuner = tune.Tuner(
-            tune.with_resources(partial(tune_trial, train=self.site.train), {cluster.DRIVER: 1}),
+            tune.with_resources(partial(tune_trial, train=self.site.train), {DRIVER: 1}),
             param_space={"launch": tune.grid_search([asdict(v) for v in launches.values()])},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=cluster.concurrent_trials(resources, available),
+                max_concurrent_trials=concurrent_trials(resources, available),
                 # a process takes longer to start and import than a trial's bookkeeping takes
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.config["launch"]["job"]["key"],
@@ -220,7 +239,7 @@ class TrainingStage:
                 name=f"{state.task.name}-{int(time.time())}",
                 storage_path=str(self.site.layout.tune),
                 failure_config=tune.FailureConfig(max_failures=MAX_LOST_TRIALS),
-                callbacks=[tune_callback(self.site.progress, names)],
+                callbacks=[tune_callback(self.site.progress, names, ended)],
                 verbose=0,
             ),
         )

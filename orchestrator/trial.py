@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.controller_watch import attended
-from orchestrator.errors import CampaignError, TrialError
+from orchestrator.elastic import callbacks as elastic_callbacks
+from orchestrator.elastic import num_workers
+from orchestrator.errors import CampaignError, ClusterError, TrialError
 from orchestrator.launch import Launch
 from orchestrator.recording import record_model, trained
 from orchestrator.records import ModelRecord
@@ -133,7 +135,9 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord | None
             with attended(launch.resources["hang_minutes"], layout.hung(key)) as signs:
                 result = _trainer(launch, [*callbacks, signs]).fit()
         except (ray.train.TrainingFailedError, RayActorError) as error:
-            if not attempts.another():
+            # one that waited for machines has waited enough
+            waited = isinstance(getattr(error, "controller_failure", None), ClusterError)
+            if waited or not attempts.another():
                 raise TrialError(_reason(launch, error), key) from error
             logger.warning("goes on from its last state: %s", _innermost(error))
         else:
@@ -201,9 +205,11 @@ def _trainer(launch: Launch, callbacks: list[Any]) -> Any:
         # workers that wait for each other before the training begins are nobody's step
         torch_config=TorchConfig(timeout_s=math.ceil(60 * resources.hang_minutes)),
         scaling_config=ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=num_workers(resources),
+            elastic_resize_monitor_interval_s=60 * resources.resize_minutes,
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=per_worker,
+            label_selector=resources.labels or None,
         ),
         run_config=RunConfig(
             name=key,
@@ -212,7 +218,7 @@ def _trainer(launch: Launch, callbacks: list[Any]) -> Any:
             # limit is finite, for Ray's default waits for ever for workers that cannot be placed
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=callbacks,
+            callbacks=[*callbacks, *elastic_callbacks(resources, layout.snapshots(key))],
         ),
     )
 

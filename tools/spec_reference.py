@@ -31,6 +31,7 @@ from orchestrator.spec_block import Block
 from orchestrator.spec_glue import Glue
 from orchestrator.spec_ladder import LadderSpec
 from orchestrator.spec_method import MethodSpec
+from orchestrator.spec_retention import RetentionSpec
 from orchestrator.spec_search import ComparedMethod, Distribution, SearchSpec
 
 TARGET = Path(__file__).parent.parent / "docs" / "spec.md"
@@ -56,6 +57,7 @@ SECTIONS: list[tuple[str, type[Block]]] = [
     ("measure", MeasureSpec),
     ("select", SelectSpec),
     ("promote", PromoteSpec),
+    ("retention", RetentionSpec),
 ]
 
 HEAD = """# Fields of a spec

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.cluster import concurrent_trials
 from orchestrator.errors import CampaignError
+from orchestrator.room import concurrent_trials
 from orchestrator.spec import Resources
 from orchestrator.wording import count, plural
 

@@ -193,6 +193,22 @@ class Registry:
                 ) from error
             return None
 
+    def sources(self, name: str) -> set[str]:
+        """Addresses of the logged models that versions of a model are made of.
+
+        Raises:
+            RegistryError: The registry does not answer.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            versions = self.client.search_model_versions(f"name = '{name}'")
+        except MlflowException as error:
+            raise RegistryError(
+                f"{redact_uri(self.uri)} does not answer: {redact_uri(str(error))[:300]}"
+            ) from error
+        return {uri for v in versions for uri in (v.source, v.tags.get("model_uri")) if uri}
+
     def tags(self, name: str, version: str) -> dict[str, str]:
         """Tags of a version.
 

@@ -55,10 +55,11 @@ def _dates(results: Results) -> str:
 
 def _workers(results: Results) -> str:
     resources = results.spec.resources_of(results.task)
+    workers = f"{resources.workers_in_words} worker{'' if resources.workers == 1 else 's'}"
     share = [f"{resources.cpus_per_worker:g} CPU"]
     share += [f"{resources.gpus_per_worker:g} GPU"] if resources.gpus_per_worker else []
     return (
-        f"{plural(resources.workers, 'worker')} of {' and '.join(share)} per training, up to "
+        f"{workers} of {' and '.join(share)} per training, up to "
         f"{plural(resources.concurrent_trials, 'trial')} side by side"
     )
 

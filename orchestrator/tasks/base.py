@@ -68,6 +68,18 @@ class TrainingTask(ABC):
     def remember(self, memory: dict[str, Tensor]) -> None:  # noqa: B027 - as above
         """Go on after the batch that left this behind."""
 
+    def shared_out(
+        self, memories: list[dict[str, Tensor]], rank: int, world: int
+    ) -> dict[str, Tensor]:
+        """What one worker is to remember of a batch that another number of workers left behind.
+
+        Args:
+            memories: Of all of them, by rank.
+            rank: Of the worker.
+            world: Their number now.
+        """
+        return {}
+
     def output(self, model: nn.Module, inputs: Batch, role: Role, **options: Any) -> Any:
         """The model's output, with `.logits` [..., classes], for a training batch.
 

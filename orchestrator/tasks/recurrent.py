@@ -69,6 +69,20 @@ class RecurrentLanguageModellingTask(LanguageModellingTask):
     def remember(self, memory: dict[str, Tensor]) -> None:
         self._states = {role: memory[role] for role in get_args(Role) if role in memory}
 
+    def shared_out(
+        self, memories: list[dict[str, Tensor]], rank: int, world: int
+    ) -> dict[str, Tensor]:
+        found = {}
+        for role in memories[0]:
+            parts = [memory[role] for memory in memories]
+            rows = sum(part.shape[1] for part in parts)
+            # [layers, rows, width]: each worker has every so many-th row
+            whole = parts[0].new_empty(parts[0].shape[0], rows, *parts[0].shape[2:])
+            for number, part in enumerate(parts):
+                whole[:, number :: len(parts)] = part
+            found[role] = whole[:, rank::world].clone()
+        return found
+
     def output(self, model: nn.Module, inputs: Batch, role: Role, **options: Any) -> Any:
         inputs = dict(inputs)
         begins = inputs.pop("begins")

@@ -34,6 +34,8 @@ TRAIN_SECONDS = "time/train_total_s"
 """Of a finished model."""
 WEIGHTS_SHA256 = "weights_sha256"
 """Param of a logged model."""
+WEIGHTS_TAG = "weights"
+"""On the run, and on the logged model, of a model whose weights are not kept."""
 SHORT_WAIT_S = 30.0
 """How long a worker or a trial waits for a store that is away: a lock and a server's restart pass,
 and a processor is not kept idle for longer. Whoever can wait longer, the driver, does so."""
@@ -123,6 +125,9 @@ class RunWriter:
         values |= {f"projection/{k}": v for k, v in record.projection.items()}
         if record.rate_factor != 1:
             self.tags({"rate_factor": f"{record.rate_factor:g}"})
+        if record.worlds:
+            parts = [f"{world} from step {step}" for step, world in record.worlds]
+            self.tags({"workers.used": ", ".join(parts)})
         self.metrics(values)
         self.record_file(record)
 
@@ -220,7 +225,8 @@ class RunWriter:
         for output in outputs.model_outputs if outputs else []:
             model = self.client.get_logged_model(output.model_id)
             is_ready = str(model.status) == "READY"
-            if is_ready and model.params.get(WEIGHTS_SHA256) == weights_sha256:
+            is_kept = WEIGHTS_TAG not in model.tags
+            if is_ready and is_kept and model.params.get(WEIGHTS_SHA256) == weights_sha256:
                 return f"models:/{output.model_id}"
         return None
 

@@ -18,12 +18,11 @@ from ray.train.v2._internal import constants as ray_train
 from jobs.__main__ import app
 from orchestrator.cluster import (
     CAPACITY_ENV,
-    DRIVER,
     ENVIRONMENT,
-    LOCAL_DRIVERS,
     OBJECT_STORE_BYTES,
     capacity,
 )
+from orchestrator.room import DRIVER, LOCAL_DRIVERS
 from orchestrator.submission import STOP_ENV, STOP_S
 
 ROOT = Path(__file__).parents[2]

@@ -9,15 +9,13 @@ import pytest
 
 from orchestrator.cluster import (
     CAPACITY_ENV,
-    DRIVER,
     ENVIRONMENT,
     _for_workers,
     capacity,
-    check_fits,
-    concurrent_trials,
     set_environment,
 )
 from orchestrator.errors import CampaignError
+from orchestrator.room import DRIVER, check_fits, concurrent_trials
 from orchestrator.spec import Resources
 
 NODE = {"CPU": 8.0, "GPU": 2.0, DRIVER: 64.0, "memory": 1e10}

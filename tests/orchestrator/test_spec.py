@@ -135,7 +135,16 @@ CAMPAIGN = st.fixed_dictionaries(
         "seed": st.integers(0, 2**31 - 1),
         "storage": TEXT,
         "tracking": block(uri=optional(TEXT), registry=optional(TEXT)),
-        "resources": block(workers=st.sampled_from([1, 2, 4]), cpus_per_worker=RATES),
+        "resources": block(
+            workers=st.sampled_from([1, 2, 4]),
+            cpus_per_worker=RATES,
+            labels=st.sampled_from([{}, {"group": "big"}, {"ray.io/market-type": "!in(a, b)"}]),
+        ),
+        "retention": block(
+            budget=st.sampled_from([None, "20 GB", "1.5 TiB"]),
+            keep=st.sampled_from(["all", "front", "champion"]),
+            snapshots=st.integers(1, 10),
+        ),
         "method": METHOD,
         "measure": block(batch=st.lists(SMALL, min_size=1, max_size=3)),
         "select": block(then=st.sampled_from(["smallest", "fastest", "best", "knee"])),
@@ -348,8 +357,10 @@ def test_digest_ignores_where_results_are_stored_and_nothing_else():
 def test_a_field_that_came_later_leaves_the_digest_of_specs_without_it():
     """Versions without `measure.int8` have recorded digests."""
     spec = CampaignSpec.model_validate(MINIMAL)
-    values = spec.model_dump(mode="json", exclude={"storage", "tracking"})
+    values = spec.model_dump(mode="json", exclude={"storage", "tracking", "retention"})
     assert values["measure"].pop("int8") is False
+    for name in ("min_workers", "resize_minutes", "labels"):
+        del values["resources"][name]
     del values["search"]["finalists"], values["select"]["epsilon"]
     del values["select"]["reference_drop"]
     assert spec.digest() == content_hash(values)
