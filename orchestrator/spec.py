@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from orchestrator.bucket.uri import StorageUri, is_uri
 from orchestrator.rules import parse_rule
 from orchestrator.spec_block import Block, Name, PlacedErrors, check_fields, rule
 from orchestrator.spec_glue import Glue, with_usual_metric
@@ -308,7 +309,7 @@ class TrackingSpec(Block):
     """Where MLflow keeps runs and models."""
 
     uri: str | None = None
-    """MLflow tracking URI; by default SQLite under `storage`."""
+    """MLflow tracking URI; by default SQLite under `storage`, if that is a folder."""
     registry: str | None = None
     """MLflow registry URI; by default the tracking URI."""
     wait_minutes: float = Field(60, ge=0, le=10080)
@@ -326,7 +327,8 @@ class CampaignSpec(Block):
     seed: int = Field(0, ge=0, lt=2**31)
     """Decides data order, initial weights, gate noise and the draws of the search."""
     storage: str = "runs"
-    """Folder of everything the campaign writes; shared by all nodes of a cluster."""
+    """Folder of everything the campaign writes, shared by all nodes of a cluster; or a bucket, such
+    as `s3://BUCKET/PREFIX`."""
     tracking: TrackingSpec = TrackingSpec()
     resources: Resources = Resources()
     """Of one trial; a task may differ."""
@@ -350,9 +352,22 @@ class CampaignSpec(Block):
             )
         return value
 
+    @field_validator("storage")
+    @classmethod
+    def _place(cls, value: str) -> str:
+        if is_uri(value):
+            StorageUri.parse(value)
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> CampaignSpec:
         errors = []
+        if is_uri(self.storage) and self.tracking.uri is None:
+            message = (
+                "must name an MLflow server, or a database of this machine, if storage is a "
+                "bucket, for SQLite needs a file system; got none"
+            )
+            errors.append(rule(("tracking", "uri"), message))
         names = [task.name for task in self.tasks]
         for index, task in enumerate(self.tasks):
             if task.name in names[:index]:
