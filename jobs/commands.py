@@ -55,7 +55,7 @@ def run(
     result = campaign.run()
     _tables(result)
     uri = spec.tracking.uri or default_tracking_uri(spec.storage)
-    say(f"report   {campaign.layout.report}")
+    say(f"report   {campaign.layout.mirror.place(campaign.layout.report)}")
     say(f"MLflow   {redact_uri(uri)}   (lowrank ui {path})")
     failed = sum(len(task.failed) for task in result.tasks)
     if failed:
@@ -70,14 +70,16 @@ def report(path: Path, overrides: Sequence[str]) -> int:
     from orchestrator.report import write_report
 
     spec = load_spec(path, overrides)
-    layout = Layout(Path(spec.storage), spec.name)
-    if not layout.result.exists():
+    layout = Layout.of(spec.storage, spec.name)
+    if not layout.mirror.fetch_file(layout.result):
+        where = layout.mirror.place(layout.root)
         raise CampaignError(
-            f"campaign {spec.name!r} has no result in {layout.root} yet: lowrank run {path}"
+            f"campaign {spec.name!r} has no result in {where} yet: lowrank run {path}"
         )
     result = CampaignResult.load(layout.result)
     _tables(result)
     say(f"report   {write_report(result, layout.report)}")
+    layout.mirror.push_file(layout.report)
     return 0
 
 
@@ -139,9 +141,10 @@ def promote(
     if version is None:
         raise CampaignError(f"model {name!r} has no candidate: lowrank run {path}")
     key = registry.tags(name, version).get("lowrank.key")
-    layout = Layout(Path(spec.storage), spec.name)
-    if not layout.result.exists():
-        raise CampaignError(f"campaign {spec.name!r} has no result in {layout.root}")
+    layout = Layout.of(spec.storage, spec.name)
+    if not layout.mirror.fetch_file(layout.result):
+        where = layout.mirror.place(layout.root)
+        raise CampaignError(f"campaign {spec.name!r} has no result in {where}")
     results = {r.task: r for r in CampaignResult.load(layout.result).tasks}
     result = results.get(task.name)
     record = next((r for r in result.trials if r.key == key), None) if result else None
@@ -244,7 +247,7 @@ def ui(path: Path, overrides: Sequence[str], port: int) -> int:
     uri = spec.tracking.uri or default_tracking_uri(spec.storage)
     if not Path(uri.removeprefix("sqlite:///")).exists():
         raise CampaignError(f"nothing is recorded in {uri} yet: lowrank run {path}")
-    layout = Layout(Path(spec.storage), spec.name)
+    layout = Layout.of(spec.storage, spec.name)
     experiment = experiment_id(uri, spec.name)
     # MLflow's first page is about traces of language model applications
     page = f"/#/experiments/{experiment}/runs" if experiment else ""
@@ -259,7 +262,7 @@ def ui(path: Path, overrides: Sequence[str], port: int) -> int:
         "--backend-store-uri",
         uri,
         "--artifacts-destination",
-        str(layout.artifacts),
+        str(layout.artifacts_of(uri)),
         "--port",
         str(port),
     ]
@@ -307,4 +310,5 @@ def _data_folder(layout: Any, task: Any) -> str:
     from orchestrator.data.prepare import prepare_data
     from orchestrator.models import resolve_pretrained
 
-    return str(prepare_data(task, layout.cache, resolve_pretrained(task.model)).folder)
+    pretrained = resolve_pretrained(task.model)
+    return str(prepare_data(task, layout.cache, pretrained, layout.mirror).folder)

@@ -56,6 +56,8 @@ def conclude(
     )
     campaign.save(site.layout.result)
     write_report(campaign, site.layout.report)
+    for path in (site.layout.result, site.layout.report):
+        site.layout.mirror.push_file(path)
     _publish(site, states, campaign)
     return campaign
 
@@ -72,7 +74,7 @@ def _promote(site: Site, state: TaskState, result: TaskResult, registry_uri: str
             state.task,
             chosen,
             result.dense,
-            str(state.data.folder),
+            site.layout.mirror.place(state.data.folder),
             result.choice.sentence,
             Registry(registry_uri, site.tracking.uri),
             cluster.run_alone,

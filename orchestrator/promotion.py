@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.bucket.places import here
 from orchestrator.records import ModelRecord, Promotion, Size
 from orchestrator.registry import Registry
 from orchestrator.rules import parse_rule
@@ -39,11 +40,20 @@ def evaluate_artifact(
     from orchestrator.workers import LocalWorkers
 
     workers = LocalWorkers()
-    task = make_task(task_spec, PreparedData.open(Path(data)), seed=0)
+    task = make_task(task_spec, PreparedData.open(Path(here(data))), seed=0)
     model = load_pretrained(folder)
     broken = _broken_contract(Path(folder), model)
     model = model.to(workers.device)
     return evaluate(model, task, workers, "test"), recount(Path(folder), model, task), broken
+
+
+def evaluate_version(
+    uri: str, tracking_uri: str, name: str, version: str, task_spec: AnyTask, data: str
+) -> tuple[dict[str, float], Size, str | None]:
+    """`evaluate_artifact` of a registered version, fetched by the machine that evaluates it."""
+    with tempfile.TemporaryDirectory(prefix="lowrank-artifact-") as temporary:
+        folder = Registry(uri, tracking_uri).download(name, version, Path(temporary))
+        return evaluate_artifact(str(folder), task_spec, data)
 
 
 def _broken_contract(folder: Path, model: Any) -> str | None:
@@ -105,11 +115,10 @@ def promote_version(
     """Fetch a version, evaluate it, check every gate, and move `champion` if all pass.
 
     Args:
-        run: Calls `evaluate_artifact` where it should run (this process, or a cluster node).
+        run: Calls `evaluate_version` where it should run (this process, or a cluster node).
     """
-    with tempfile.TemporaryDirectory(prefix="lowrank-artifact-") as temporary:
-        folder = registry.download(name, version, Path(temporary))
-        test, size, broken = run(evaluate_artifact, str(folder), task, data)
+    uris = registry.uri, registry.tracking_uri
+    test, size, broken = run(evaluate_version, *uris, name, version, task, data)
     checks = _checks(spec, record, dense, test, size, broken)
     failed = [check for check in checks if not check["passed"]]
     if failed:

@@ -34,7 +34,7 @@ class Registry:
         import mlflow
 
         self.uri = uri
-        tracking_uri = tracking_uri or uri
+        self.tracking_uri = tracking_uri = tracking_uri or uri
         # MLflow resolves `models:/m-...` through its process-wide setting, not through the client
         mlflow.set_tracking_uri(tracking_uri)
         mlflow.set_registry_uri(uri)

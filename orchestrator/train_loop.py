@@ -18,6 +18,7 @@ from lowrank.hf import load_pretrained
 from lowrank.methods import FixedRank, Start
 from lowrank.pruner import Pruner
 from lowrank.surgery import find_layers
+from orchestrator.bucket.kept import states_at
 from orchestrator.compression import compress, make_distillation, make_stretch
 from orchestrator.data.prepare import PreparedData
 from orchestrator.errors import DivergedError
@@ -28,7 +29,6 @@ from orchestrator.models import auto_class_of, build_model, start_at_mean
 from orchestrator.records import CurvePoint, ModelRecord
 from orchestrator.resume import Keeper
 from orchestrator.small_model import narrower_config
-from orchestrator.snapshot import SnapshotStore
 from orchestrator.stretch import Recorder, Stretch
 from orchestrator.tasks import TrainingTask, make_task
 from orchestrator.training import train, weight_groups
@@ -56,7 +56,7 @@ def run_job(job: Job, workers: Workers, sink: Sink | None = None) -> ModelRecord
     task = make_task(job.task_spec, PreparedData.open(Path(job.data)), job.batch_seed)
     torch.manual_seed(job.worker_seed(workers.rank))
     recorder = Recorder(workers=workers, total_steps=_num_steps(job), sink=sink)
-    keeper = Keeper(SnapshotStore(Path(job.snapshots)) if job.snapshots else None, workers)
+    keeper = Keeper(states_at(job.snapshots) if job.snapshots else None, workers)
     stages = {"dense": _train_dense, "from-scratch": _train_small}
     stage = stages.get("dense" if job.dense is None else job.method_spec.kind, compress)
     trained = _train(stage, job, task, workers, recorder, keeper)

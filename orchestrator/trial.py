@@ -7,10 +7,13 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from orchestrator.errors import CampaignError, TrialError
+from orchestrator.bucket.kept import journal_at, states_at
+from orchestrator.bucket.notes import collect_notes
+from orchestrator.bucket.places import here, path_here
+from orchestrator.errors import CampaignError, StorageError, TrialError
 from orchestrator.launch import Launch
 from orchestrator.recording import record_model, trained
 from orchestrator.records import ModelRecord
@@ -43,22 +46,30 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
     from orchestrator.workers import RayWorkers
 
     rank = get_context().get_world_rank()
-    sink = _sink(config) if rank == 0 else None
-    note = Path(config["hung"], f"worker{rank}.txt")
+    note = path_here(config["hung"]) / f"worker{rank}.txt"
     try:
         with Watchdog(60 * config["hang_minutes"], note) as watchdog:
-            run_job(Job(**config["job"]), RayWorkers(watchdog), sink)
+            journal = journal_at(config["journal"]) if rank == 0 else None
+            sink = None if journal is None else _sink(config, journal)
+            job = Job(**config["job"])
+            job = replace(job, data=here(job.data), dense=here(job.dense) if job.dense else None)
+            run_job(job, RayWorkers(watchdog, config["home"]), sink)
+            if journal is not None:
+                journal.settle()
+    except StorageError:
+        # no fault of the job: what it has saved stays, and another attempt goes on from there
+        raise
     except (CampaignError, LowRankError) as error:
         # returned, not raised: Ray would take it for a fault of the machine and try again
         return {"failure": str(error)}
     return {"failure": None}
 
 
-def _sink(config: dict[str, Any]) -> CurveSink:
+def _sink(config: dict[str, Any], journal: Journal) -> CurveSink:
     """Where the first worker's curve goes; a store that is away does not hold it up."""
     uri, metric = config["tracking_uri"], config["metric"]
     writer = RunWriter(uri, config["run_id"], Patience(uri))
-    return CurveSink(Journal(Path(config["journal"])), lambda points: writer.points(points, metric))
+    return CurveSink(journal, lambda points: writer.points(points, metric))
 
 
 def run_launch(launch: Launch, callbacks: list[Any], train: Train) -> ModelRecord:
@@ -111,8 +122,10 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord:
     from ray.exceptions import RayActorError
 
     layout, key = launch.layout, launch.key
-    states = SnapshotStore(layout.snapshots(key))
-    shutil.rmtree(layout.hung(key), ignore_errors=True)
+    states = states_at(layout.mirror.place(layout.snapshots(key)))
+    layout.mirror.forget(layout.hung(key))
+    if layout.mirror.is_bucket:
+        layout.mirror.forget(layout.model(key))  # one that is damaged, or of whom nothing is known
     attempts = _Attempts(states)
     while True:
         # training goes on from its own snapshots; of Ray's state, what a killed attempt left is of
@@ -121,6 +134,7 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord:
         try:
             result = _trainer(launch, callbacks).fit()
         except (ray.train.TrainingFailedError, RayActorError) as error:
+            collect_notes(layout.mirror.place(layout.hung(key)))
             if not attempts.another():
                 raise TrialError(_reason(launch, error), key) from error
             logger.warning("goes on from its last state: %s", _innermost(error))
@@ -131,14 +145,15 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord:
         # asked for again it begins anew: from its last state it would fail in the same way
         states.clear()
         raise TrialError(returned["failure"], key)
-    if result.checkpoint is None:
-        raise TrialError("the training ended without a model", key)
     home = layout.model(key)
-    partial = home.with_name(home.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    result.checkpoint.to_directory(str(partial))
-    shutil.rmtree(home, ignore_errors=True)
-    partial.rename(home)
+    if result.checkpoint is not None:
+        partial = home.with_name(home.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        result.checkpoint.to_directory(str(partial))
+        shutil.rmtree(home, ignore_errors=True)
+        partial.rename(home)
+    elif not layout.mirror.is_bucket or not layout.mirror.fetch_folder(home):
+        raise TrialError("the training ended without a model", key)
     shutil.rmtree(layout.train / key, ignore_errors=True)
     states.clear()
     return ModelRecord.load(layout.record(key))
@@ -178,8 +193,9 @@ def _trainer(launch: Launch, callbacks: list[Any]) -> Any:
             "tracking_uri": launch.tracking_uri,
             "run_id": launch.run_id,
             "metric": launch.metric,
-            "journal": str(layout.journal(key)),
-            "hung": str(layout.hung(key)),
+            "journal": layout.mirror.place(layout.journal(key)),
+            "hung": layout.mirror.place(layout.hung(key)),
+            "home": layout.mirror.place(layout.model(key)) if layout.mirror.is_bucket else None,
             "hang_minutes": resources.hang_minutes,
         },
         # workers that wait for each other before the training begins are nobody's step

@@ -6,12 +6,10 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +20,10 @@ from mlflow import MlflowClient
 from orchestrator.cluster import DRIVER
 from orchestrator.tracking import default_tracking_uri
 from tests.integration.conftest import environment, wait_for, without_letters, write_spec
+from tests.integration.nodes import START, free_ports, node
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-START = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
-START += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
-START += ["--object-store-memory=100000000"]
 FASTER = """
 from jobs.__main__ import main
 from orchestrator import submission
@@ -82,7 +78,7 @@ def head() -> Iterator[Head]:
     """Ports, folder and token that no other Ray of this machine has."""
     # a short path: that of a socket may have 107 characters
     folder = tempfile.mkdtemp(prefix="ray-")
-    ports = _free_ports(5)
+    ports = free_ports(5)
     found = Head(f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", secrets.token_hex(16))
     command = [*START, "--head", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
     command += [f"--dashboard-port={ports[0]}", "--dashboard-host=127.0.0.1", f"--port={ports[1]}"]
@@ -93,40 +89,10 @@ def head() -> Iterator[Head]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     log = Path(folder, "head.txt")
     try:
-        with _node(command, log, found.environment | {"PATH": path}):
+        with node(command, log, found.environment | {"PATH": path}):
             yield found
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _node(
-    command: list[str], log: Path, variables: dict[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A node that runs; at the end it and what it has started are gone, and nothing else."""
-    with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=variables)
-    mine = []
-    try:
-        wait_for("Ray runtime started", log, process)
-        mine = psutil.Process(process.pid).children(recursive=True)
-        yield process
-    finally:
-        if process.poll() is None:
-            mine += psutil.Process(process.pid).children(recursive=True)
-            process.terminate()
-            process.wait(60)
-        _, alive = psutil.wait_procs(mine, timeout=10)
-        for each in alive:
-            each.kill()
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _statuses(storage: Path) -> list[str]:
@@ -202,7 +168,7 @@ def test_a_pod_that_ends_tells_ray_and_waits_until_its_node_is_empty(
 ) -> None:
     log = tmp_path / "worker.txt"
     command = [*START, f"--address={head.gcs}", "--node-ip-address=127.0.0.2", "--num-cpus=1"]
-    with _node(command, log, head.environment) as worker:
+    with node(command, log, head.environment) as worker:
         assert "raylet" in [each.name() for each in psutil.Process(worker.pid).children()]
         drain = [sys.executable, "-m", "orchestrator.drain", "--seconds", "60"]
         done = subprocess.run(
