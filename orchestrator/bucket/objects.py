@@ -66,7 +66,7 @@ class Objects:
     files: Any
     """A `pyarrow.fs.FileSystem`."""
     base: str
-    """The bucket as this file system calls it."""
+    """The bucket as this file system calls it; nothing where paths begin with a slash."""
     wait_s: float = 0.0
     """How long a bucket that is away is asked again; 0 leaves it at the client's own attempts."""
 
@@ -141,8 +141,7 @@ class Objects:
 
     def below(self, key: str) -> list[str]:
         """Keys of all objects below a folder."""
-        start = len(self._path("")) if self._path("") else 0
-        return sorted(each.path[start:].lstrip("/") for each in self._list(key, True))
+        return sorted(each.path[len(self.base) :].lstrip("/") for each in self._list(key, True))
 
     def changed(self, key: str) -> float | None:
         """When an object was last written, in seconds since the epoch by the server's clock."""
@@ -187,7 +186,7 @@ class Objects:
             return self.files.open_output_stream(path)
 
     def _path(self, key: str) -> str:
-        return posixpath.join(self.base, key) if key else self.base.rstrip("/")
+        return f"{self.base}/{key}" if key else self.base or "/"
 
     def _ask(self, call: Callable[[], T], what: str, key: str) -> T:
         began, pause = time.monotonic(), FIRST_PAUSE_S

@@ -145,5 +145,8 @@ def test_a_scheme_of_fsspec():
     assert objects.names("a") == ["1"]
     objects.write("a/2", b"y")
     assert objects.names("a") == ["1", "2"]
+    assert objects.below("") == ["a/1", "a/2"]
     objects.delete_below("a")
     assert objects.read("a/2") is None
+    # as of a server with one tree, such as hdfs://HOST/ or sftp://HOST/
+    assert replace(objects, base="")._path("a/1") == "/a/1"
