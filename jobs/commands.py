@@ -56,7 +56,7 @@ def run(
     _tables(result)
     _against_plan(campaign.layout, result, spec)
     uri = spec.tracking.uri or default_tracking_uri(spec.storage)
-    say(f"report   {campaign.layout.report}")
+    say(f"report   {campaign.layout.mirror.place(campaign.layout.report)}")
     say(f"MLflow   {redact_uri(uri)}   (lowrank ui {path})")
     failed = sum(len(task.failed) for task in result.tasks)
     if failed:
@@ -71,15 +71,17 @@ def report(path: Path, overrides: Sequence[str]) -> int:
     from orchestrator.report import write_report
 
     spec = load_spec(path, overrides)
-    layout = Layout(Path(spec.storage), spec.name)
-    if not layout.result.exists():
+    layout = Layout.of(spec.storage, spec.name)
+    if not layout.mirror.fetch_file(layout.result):
+        where = layout.mirror.place(layout.root)
         raise CampaignError(
-            f"campaign {spec.name!r} has no result in {layout.root} yet: lowrank run {path}"
+            f"campaign {spec.name!r} has no result in {where} yet: lowrank run {path}"
         )
     result = CampaignResult.load(layout.result)
     _tables(result)
     comparison = _against_plan(layout, result, spec)
     say(f"report   {write_report(result, layout.report, comparison)}")
+    layout.mirror.push_file(layout.report)
     return 0
 
 
@@ -185,7 +187,7 @@ def ui(path: Path, overrides: Sequence[str], port: int) -> int:
     uri = spec.tracking.uri or default_tracking_uri(spec.storage)
     if not Path(uri.removeprefix("sqlite:///")).exists():
         raise CampaignError(f"nothing is recorded in {uri} yet: lowrank run {path}")
-    layout = Layout(Path(spec.storage), spec.name)
+    layout = Layout.of(spec.storage, spec.name)
     experiment = experiment_id(uri, spec.name)
     # MLflow's first page is about traces of language model applications
     page = f"/#/experiments/{experiment}/runs" if experiment else ""
@@ -200,7 +202,7 @@ def ui(path: Path, overrides: Sequence[str], port: int) -> int:
         "--backend-store-uri",
         uri,
         "--artifacts-destination",
-        str(layout.artifacts),
+        str(layout.artifacts_of(uri)),
         "--port",
         str(port),
     ]

@@ -126,9 +126,10 @@ def _case(spec: CampaignSpec, task: Any, name: str, version: str, registry: Any,
     from orchestrator.records import CampaignResult
 
     key = registry.tags(name, version).get("lowrank.key")
-    layout = Layout(Path(spec.storage), spec.name)
-    if not layout.result.exists():
-        raise CampaignError(f"campaign {spec.name!r} has no result in {layout.root}")
+    layout = Layout.of(spec.storage, spec.name)
+    if not layout.mirror.fetch_file(layout.result):
+        where = layout.mirror.place(layout.root)
+        raise CampaignError(f"campaign {spec.name!r} has no result in {where}")
     results = {r.task: r for r in CampaignResult.load(layout.result).tasks}
     result = results.get(task.name)
     record = next((r for r in result.trials if r.key == key), None) if result else None
@@ -136,7 +137,8 @@ def _case(spec: CampaignSpec, task: Any, name: str, version: str, registry: Any,
         raise CampaignError(
             f"version {version} of {name!r} (trial {key}) is not of this campaign's last result"
         )
-    data = prepare_data(task, layout.cache, resolve_pretrained(task.model))
+    pretrained = resolve_pretrained(task.model)
+    data = prepare_data(task, layout.cache, pretrained, layout.mirror)
     return Case(
         spec=spec,
         task=task,

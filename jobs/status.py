@@ -40,7 +40,7 @@ STYLES = {TRAINING: "bold", FAILED: "red", STOPPED: "yellow", WAITING: "dim"}
 def status(path: Path, overrides: Sequence[str], watch: float | None, every: bool) -> int:
     """Once, or until Ctrl-C or the campaign's end."""
     spec = load_spec(path, overrides)
-    layout = Layout(Path(spec.storage), spec.name)
+    layout = Layout.of(spec.storage, spec.name)
     reader = RunReader(spec.tracking.uri or default_tracking_uri(spec.storage), spec.name)
 
     def look() -> tuple[CampaignStatus, str]:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from orchestrator import cluster
 from orchestrator.campaign_state import AnyTask, Site, TaskState
@@ -69,7 +68,7 @@ class Campaign:
     ) -> None:
         self.spec, self.progress = spec, Progress(say=say)
         self.measure_again, self.changed, self.train = measure_again, changed, train
-        self.layout = Layout(Path(spec.storage), spec.name)
+        self.layout = Layout.of(spec.storage, spec.name)
         self.tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
         self.registry_uri = spec.tracking.registry or self.tracking_uri
         self.started = datetime.now(UTC)
@@ -85,8 +84,9 @@ class Campaign:
         cluster.set_environment()
         self.layout.create()
         with ExitStack() as stack:
-            stack.enter_context(self.layout.locked())
+            stack.enter_context(self.layout.locked(self.progress.line))
             stack.enter_context(interruptible())
+            self.layout.mirror.pull(self.layout.root)
             self.tracking = self._open_tracking()
             try:
                 # whatever happens, Ray's processes end before their runs are closed
@@ -107,12 +107,16 @@ class Campaign:
             1 + expected_trials(self.spec, task) for task in self.spec.tasks
         )
         self.progress.line("starting Ray")
+        note, mirror = self.layout.ray_job, self.layout.mirror
+        session.callback(mirror.push_file, note)  # which the session's end removes
+        available = session.enter_context(cluster.ray_session(note))
+        mirror.push_file(note)
         site = Site(
             spec=self.spec,
             layout=self.layout,
             tracking=self.tracking,
             progress=self.progress,
-            available=session.enter_context(cluster.ray_session(self.layout.ray_job)),
+            available=available,
             train=self.train,
         )
         self.house = site.house
@@ -140,7 +144,7 @@ class Campaign:
         tracking = Tracking(
             self.tracking_uri,
             self.spec.name,
-            self.layout.artifacts,
+            self.layout.artifacts_of(self.tracking_uri),
             wait_s=60 * self.spec.tracking.wait_minutes,
             say=self.progress.line,
         )
@@ -166,6 +170,7 @@ class Campaign:
         check_change(self.layout, self.spec, hashes, self.changed, self.progress.line)
         text = dump_spec(self.spec, redact=True)
         self.layout.spec.write_text(text, encoding="utf-8")
+        self.layout.mirror.push_file(self.layout.spec)
         states = []
         for task in self.spec.tasks:
             tags = {"spec_hash": self.spec.digest(), "kind": task.kind}
@@ -175,7 +180,8 @@ class Campaign:
 
     def _read(self, task: AnyTask) -> PreparedData:
         self.progress.line(f"{task.name}: reading data")
-        data = prepare_data(task, self.layout.cache, resolve_pretrained(task.model))
+        pretrained = resolve_pretrained(task.model)
+        data = prepare_data(task, self.layout.cache, pretrained, self.layout.mirror)
         self.progress.line(f"{task.name}: {describe(data)}")
         self._check_model(task, data)
         return data
@@ -234,7 +240,7 @@ class Campaign:
                 state.dense.export,
                 record.export,
                 state.task,
-                str(state.data.folder),
+                self.layout.mirror.place(state.data.folder),
                 self.spec.measure,
                 labels=self.spec.resources_of(state.task).labels,
             )
@@ -259,7 +265,7 @@ class Campaign:
             self.progress.line(
                 f"{state.task.name}: measuring 8-bit integers, {index + 1}/{len(models)}"
             )
-            folder, measure = str(state.data.folder), self.spec.measure
+            folder, measure = self.layout.mirror.place(state.data.folder), self.spec.measure
             labels = self.spec.resources_of(state.task).labels
             found = cluster.run_alone(
                 measure_int8, dense, record.export, state.task, folder, measure, labels=labels
@@ -296,3 +302,4 @@ class Campaign:
         self._writer(record).record_file(record)
         record.save(self.layout.record(record.key))
         self.house.know(record)
+        self.layout.mirror.push_file(self.layout.record(record.key))

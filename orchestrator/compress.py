@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.prepare import describe, prepare_data
+from orchestrator.errors import storage_error
 from orchestrator.export_model import with_densities
 from orchestrator.job import Job
-from orchestrator.layout import Layout, storage_error
+from orchestrator.layout import Layout
 from orchestrator.models import resolve_pretrained
 from orchestrator.progress import Progress
 from orchestrator.records import RECORD, ModelRecord
@@ -39,7 +40,7 @@ def compress_one(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(output, error) from error
-    cache = Layout(Path(spec.storage), spec.name).cache
+    cache = Layout.of(spec.storage, spec.name).cache
     data = prepare_data(task, cache, resolve_pretrained(task.model))
     progress.line(f"{task.name}: {describe(data)}")
     method = spec.method_of(task, **({} if density is None else {"density": density}))

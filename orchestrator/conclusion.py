@@ -60,6 +60,8 @@ def conclude(
     campaign.save(site.layout.result)
     local = site.spec.tracking.uri is None
     write_report(campaign, site.layout.report, against_plan(site.layout, campaign, local))
+    for path in (site.layout.result, site.layout.report):
+        site.layout.mirror.push_file(path)
     _publish(site, states, campaign)
     return campaign
 
@@ -73,7 +75,7 @@ def _promote(site: Site, state: TaskState, result: TaskResult, registry_uri: str
         task=state.task,
         record=chosen,
         dense=result.dense,
-        data=str(state.data.folder),
+        data=site.layout.mirror.place(state.data.folder),
         data_hash=state.data.content_hash,
         why=result.choice.sentence,
     )

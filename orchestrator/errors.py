@@ -8,8 +8,10 @@ rebuild itself.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 # lengths are bounded, or a long text without spaces would take minutes; the longest tokens have
@@ -130,3 +132,15 @@ def redact_uri(uri: str) -> str:
     """
     hidden = _CREDENTIALS.sub(r"\g<begin>***@", uri)
     return _SECRET_QUERY.sub(r"\g<key>***", hidden)
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """What to tell a person about a folder that cannot be used."""
+    reason = {
+        errno.ENOSPC: "no space left on the device",
+        errno.EROFS: "the file system is read-only",
+        errno.EACCES: "no permission to write there",
+        errno.ENOTDIR: "a part of the path is a file, not a folder",
+        errno.EEXIST: "a part of the path is a file, not a folder",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return StorageError(f"storage: cannot write {path}: {reason}")

@@ -20,12 +20,12 @@ class Job:
     method: dict[str, Any]
     """The method with searched values filled in; names the prunable layers for a dense job too."""
     data: str
-    """Folder of the prepared data, absolute."""
+    """Place (`bucket.places`) of the prepared data."""
     seed: int
     dense: str | None = None
-    """Folder of the exported dense reference; None makes this a dense job."""
+    """Place of the exported dense reference; None makes this a dense job."""
     snapshots: str | None = None
-    """Folder for training states, on storage that all workers see; None keeps none."""
+    """Place for training states, which all workers see; None keeps none."""
     ladder: dict[str, Any] | None = None
     """Fields of `ladder.Ladder`, of a job that is part of one."""
     num_snapshots: int = 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from orchestrator.job import Job
@@ -24,7 +23,7 @@ class Launch:
     metric: str
     """Name of the task's metric, for the keys of the curves."""
     dense_record: str | None = None
-    """record.json of the dense reference; None for a dense job."""
+    """Place of the dense reference's record.json; None for a dense job."""
     method_name: str = ""
     """Goes into the record; the job itself has no use for it."""
     then: list[dict[str, Any]] = field(default_factory=list)
@@ -41,4 +40,4 @@ class Launch:
 
     @property
     def layout(self) -> Layout:
-        return Layout(Path(self.storage), self.campaign)
+        return Layout.of(self.storage, self.campaign)

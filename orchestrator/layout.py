@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from orchestrator.errors import StorageError
+from orchestrator.bucket.mirror import Mirror
+from orchestrator.bucket.places import FOLDER, opened
+from orchestrator.errors import StorageError, storage_error
 from orchestrator.records import RECORD
+
+logger = logging.getLogger(__name__)
 
 LOCK_TRIES, LOCK_PAUSE_S = 50, 0.02
 """Who only looks holds the lock for microseconds, another driver for hours: a second tells them
@@ -41,6 +46,18 @@ class Layout:
 
     storage: Path
     campaign: str
+    mirror: Mirror = FOLDER
+    """Between these folders and a bucket, if that is the storage; then they are this machine's."""
+
+    @classmethod
+    def of(cls, storage: str, campaign: str) -> Layout:
+        """Of the storage that a spec names, a folder or a URI.
+
+        Raises:
+            StorageError: The URI cannot be opened.
+        """
+        mirror, path = opened(storage)
+        return cls(path, campaign, mirror)
 
     @property
     def root(self) -> Path:
@@ -53,6 +70,14 @@ class Layout:
     @property
     def artifacts(self) -> Path:
         return self.storage / "mlflow-artifacts"
+
+    def artifacts_of(self, tracking_uri: str) -> Path:
+        """Where runs keep their artifacts if their store is a database file: in the storage, or if
+        that is a bucket beside the file, which is this machine's as well."""
+        _, found, rest = tracking_uri.partition(":///")
+        if self.mirror.is_bucket and found and tracking_uri.startswith("sqlite"):
+            return Path(rest.partition("?")[0]).absolute().with_name("mlflow-artifacts")
+        return self.artifacts
 
     @property
     def spec(self) -> Path:
@@ -115,10 +140,14 @@ class Layout:
             probe.unlink()
         except OSError as error:
             raise storage_error(self.root, error) from error
+        self.mirror.prove(self.root)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, say: Callable[[str], None] = logger.warning) -> Iterator[None]:
         """Hold the campaign for this process.
+
+        Args:
+            say: Hears of the driver on another machine that seems to be dead.
 
         Raises:
             StorageError: Another process drives the campaign.
@@ -138,11 +167,14 @@ class Layout:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
+            with self.mirror.leased(self.root, self.campaign, say):
+                yield
 
     def driver(self) -> str | None:
         """The process that holds the campaign, as it wrote it down; None if nobody does."""
         path = self.root / ".lock"
+        if (elsewhere := self.mirror.driver(self.root)) is not None:
+            return elsewhere
         try:
             with path.open(encoding="utf-8") as file:
                 try:
@@ -161,15 +193,3 @@ def _lock(file: TextIO) -> None:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         time.sleep(LOCK_PAUSE_S)
     return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def storage_error(path: Path, error: OSError) -> StorageError:
-    """What to tell a person about a folder that cannot be used."""
-    reason = {
-        errno.ENOSPC: "no space left on the device",
-        errno.EROFS: "the file system is read-only",
-        errno.EACCES: "no permission to write there",
-        errno.ENOTDIR: "a part of the path is a file, not a folder",
-        errno.EEXIST: "a part of the path is a file, not a folder",
-    }.get(error.errno or 0, error.strerror or str(error))
-    return StorageError(f"storage: cannot write {path}: {reason}")

@@ -15,6 +15,7 @@ from lowrank.errors import LowRankError
 from lowrank.hf import load_pretrained
 from lowrank.int8 import num_int8_bytes, quantize_int8
 from lowrank.timing import Pair, fingerprint, forward_pair, num_threads, quartiles
+from orchestrator.bucket.places import borrowed, here
 from orchestrator.data.prepare import PreparedData
 from orchestrator.records import Int8, Speed
 from orchestrator.spec import AnyTask, MeasureSpec
@@ -35,15 +36,16 @@ def measure_speed(
     """One row per batch size: both models loaded from their exports, timed in turns.
 
     Args:
-        dense: Folder of the dense export.
-        compressed: Folder of the compressed export.
+        dense: Place (`bucket.places`) of the dense export.
+        compressed: Of the compressed export.
         task_spec: Says what inputs look like.
-        data: Folder of the prepared data.
+        data: Of the prepared data.
         measure: Shapes, repeats, threads.
     """
-    task = make_task(task_spec, PreparedData.open(Path(data)), seed=0)
+    task = make_task(task_spec, PreparedData.open(Path(here(data))), seed=0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models = [load_pretrained(folder).to(device) for folder in (dense, compressed)]
+    with borrowed(compressed) as small:
+        models = [load_pretrained(folder).to(device) for folder in (here(dense), small)]
     with num_threads(measure.threads):
         return [_row(task, models, batch, measure, device) for batch in sorted(set(measure.batch))]
 
@@ -54,20 +56,21 @@ def measure_int8(
     """An exported model in 8-bit integers, or the reason why it cannot be.
 
     Args:
-        dense: Folder of the dense export, which runs in float32.
-        exported: Folder of the export to quantize; the dense one too may be.
+        dense: Place of the dense export, which runs in float32.
+        exported: Of the export to quantize; the dense one too may be.
         task_spec: Says what inputs look like.
-        data: Folder of the prepared data.
+        data: Of the prepared data.
         measure: Shapes, repeats, threads.
     """
     if torch.cuda.is_available():
         return "a GPU has no such kernels, and this machine's CPU is not what it is for"
-    task = make_task(task_spec, PreparedData.open(Path(data)), seed=0)
+    task = make_task(task_spec, PreparedData.open(Path(here(data))), seed=0)
     try:
-        quantized = quantize_int8(load_pretrained(exported))
+        with borrowed(exported) as folder:
+            quantized = quantize_int8(load_pretrained(folder))
     except LowRankError as error:
         return str(error)
-    models, device = [load_pretrained(dense), quantized], torch.device("cpu")
+    models, device = [load_pretrained(here(dense)), quantized], torch.device("cpu")
     with num_threads(measure.threads):
         test = evaluate(quantized, task, LocalWorkers(), "test")
         speed = [

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from lowrank.export import sha256_of
 from lowrank.plain_json import read_json
-from orchestrator.errors import CampaignError
-from orchestrator.layout import storage_error
+from orchestrator.errors import CampaignError, storage_error
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +90,9 @@ class SnapshotStore:
             if isinstance(error, OSError):
                 raise storage_error(target, error) from error
             raise SnapshotError(f"{target}: cannot be written: {error}") from error
+        self._forget_old()
+
+    def _forget_old(self) -> None:
         for old in self.steps()[self.kept :]:
             shutil.rmtree(self.folder / f"{old:0{DIGITS}d}", ignore_errors=True)
 

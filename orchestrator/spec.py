@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from orchestrator.bucket.uri import StorageUri, is_uri
 from orchestrator.rules import parse_rule
 from orchestrator.spec_block import Block, Name, PlacedErrors, check_fields, errors_of, rule
 from orchestrator.spec_glue import Glue, with_usual_metric
@@ -302,7 +304,7 @@ class TrackingSpec(Block):
     """Where MLflow keeps runs and models."""
 
     uri: str | None = None
-    """MLflow tracking URI; by default SQLite under `storage`."""
+    """MLflow tracking URI; by default SQLite under `storage`, if that is a folder."""
     registry: str | None = None
     """MLflow registry URI; by default the tracking URI."""
     wait_minutes: float = Field(60, ge=0, le=10080)
@@ -320,7 +322,8 @@ class CampaignSpec(Block):
     seed: int = Field(0, ge=0, lt=2**31)
     """Decides data order, initial weights, gate noise and the draws of the search."""
     storage: str = "runs"
-    """Folder of everything the campaign writes; shared by all nodes of a cluster."""
+    """Folder of everything the campaign writes, shared by all nodes of a cluster; or a bucket, such
+    as `s3://BUCKET/PREFIX`."""
     tracking: TrackingSpec = TrackingSpec()
     resources: Resources = Resources()
     """Of one trial; a task may differ."""
@@ -346,9 +349,18 @@ class CampaignSpec(Block):
             )
         return value
 
+    @field_validator("storage")
+    @classmethod
+    def _place(cls, value: str) -> str:
+        if is_uri(value):
+            StorageUri.parse(value)
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> CampaignSpec:
         errors = []
+        if is_uri(self.storage):
+            errors += self._misfits_of_a_bucket()
         names = [task.name for task in self.tasks]
         for index, task in enumerate(self.tasks):
             if task.name in names[:index]:
@@ -360,6 +372,21 @@ class CampaignSpec(Block):
         if errors:
             raise PlacedErrors(errors, type(self))
         return self
+
+    def _misfits_of_a_bucket(self) -> Iterator[dict[str, Any]]:
+        """What needs a file system that the machines share, or this machine's own."""
+        if self.tracking.uri is None:
+            message = (
+                "must name an MLflow server, or a database of this machine, if storage is a "
+                "bucket, for SQLite needs a file system; got none"
+            )
+            yield rule(("tracking", "uri"), message)
+        if self.search.ladder is not None:
+            message = "needs a folder as storage, where its models find each other's states; got a"
+            yield rule(("search", "ladder"), f"{message} bucket")
+        if self.retention.budget is not None:
+            message = "counts the files of a folder; a bucket has rules of its own for that"
+            yield rule(("retention", "budget"), f"{message}, got {self.retention.budget!r}")
 
     def _shares(self, index: int, task: AnyTask) -> list[dict[str, Any]]:
         """Every worker gets its part of a batch; a fixed number of them equal parts."""

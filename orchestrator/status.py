@@ -85,7 +85,7 @@ def campaign_status(spec: CampaignSpec, reader: RunReader, layout: Layout) -> Ca
         models += found
         num_models += expected
     driver = layout.driver()
-    if driver is None and layout.root.is_dir():
+    if driver is None and (layout.mirror.is_bucket or layout.root.is_dir()):
         # its runs are open because it was killed
         models = [_without_driver(model) for model in models]
     parents = [run for run in runs if run.key.startswith("task:")]

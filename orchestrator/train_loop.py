@@ -19,6 +19,7 @@ from lowrank.hf import load_pretrained
 from lowrank.methods import FixedRank, Start
 from lowrank.pruner import Pruner
 from lowrank.surgery import find_layers
+from orchestrator.bucket.kept import states_at
 from orchestrator.chain import link
 from orchestrator.compression import compress, make_distillation, make_stretch
 from orchestrator.data.prepare import PreparedData
@@ -32,7 +33,6 @@ from orchestrator.models import auto_class_of, build_model, start_at_mean
 from orchestrator.records import CurvePoint, ModelRecord
 from orchestrator.resume import Keeper
 from orchestrator.small_model import narrower_config
-from orchestrator.snapshot import SnapshotStore
 from orchestrator.stretch import Recorder, Stretch
 from orchestrator.tasks import TrainingTask, make_task
 from orchestrator.training import train, weight_groups
@@ -90,7 +90,7 @@ def _task_of(job: Job) -> TrainingTask:
 def _begin(task: TrainingTask, job: Job, workers: Workers, sink: Sink | None) -> Parts:
     torch.manual_seed(job.worker_seed(workers.rank))
     recorder = Recorder(workers=workers, total_steps=_num_steps(job), sink=sink)
-    states = SnapshotStore(Path(job.snapshots), job.num_snapshots) if job.snapshots else None
+    states = states_at(job.snapshots, job.num_snapshots) if job.snapshots else None
     keeper = Keeper(states, workers)
     return task, workers, recorder, keeper
 

@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from orchestrator import cluster
@@ -113,7 +114,9 @@ class TrainingStage:
 
     def _existing(self, key: str) -> ModelRecord | None:
         """A finished model with this key: both its record and its FINISHED run."""
-        path = self.site.layout.record(key)
+        path, mirror = self.site.layout.record(key), self.site.layout.mirror
+        if not path.exists():
+            mirror.fetch_growing(path.parent)  # a trial on another machine may have written it
         if not path.exists() or not self.site.tracking.finished(key):
             return None
         try:
@@ -186,10 +189,10 @@ class TrainingStage:
             "key": key,
             "task": task.model_dump(mode="json"),
             "method": method,
-            "data": str(state.data.folder),
+            "data": self._place(state.data.folder),
             "seed": seed,
             "dense": dense.export if dense else None,
-            "snapshots": str(self.site.layout.snapshots(key)),
+            "snapshots": self._place(self.site.layout.snapshots(key)),
             "ladder": asdict(ladder) if ladder else None,
             "num_snapshots": spec.retention.snapshots,
         }
@@ -201,9 +204,12 @@ class TrainingStage:
             tracking_uri=self.site.tracking.uri,
             run_id=run_id,
             metric=make_task(task, state.data, 0).metric.name,
-            dense_record=str(self.site.layout.record(dense.key)) if dense else None,
+            dense_record=self._place(self.site.layout.record(dense.key)) if dense else None,
             method_name=plan.method_name if plan else "",
         )
+
+    def _place(self, path: Path) -> str:
+        return self.site.layout.mirror.place(path)
 
     def run_trials(self, state: TaskState, launches: dict[str, Launch]) -> None:
         """Tune runs one trial per launch; failures are kept with their reason."""

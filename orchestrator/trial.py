@@ -7,13 +7,16 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+from orchestrator.bucket.kept import journal_at, states_at
+from orchestrator.bucket.notes import collect_notes
+from orchestrator.bucket.places import here, path_here
 from orchestrator.controller_watch import attended
 from orchestrator.elastic import callbacks as elastic_callbacks
 from orchestrator.elastic import num_workers
-from orchestrator.errors import CampaignError, ClusterError, TrialError
+from orchestrator.errors import CampaignError, ClusterError, StorageError, TrialError
 from orchestrator.launch import Launch
 from orchestrator.recording import record_model, trained
 from orchestrator.records import ModelRecord
@@ -44,8 +47,7 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
     from lowrank.errors import LowRankError
 
     rank = get_context().get_world_rank()
-    sink = _sink(config) if rank == 0 else None
-    note = Path(config["hung"], f"worker{rank}.txt")
+    note = path_here(config["hung"]) / f"worker{rank}.txt"
     try:
         with Watchdog(60 * config["hang_minutes"], note) as watchdog:
             # within its time: they read a file system that may hang
@@ -53,19 +55,28 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
             from orchestrator.train_loop import run_job, run_trunk
             from orchestrator.workers import RayWorkers
 
+            journal = journal_at(config["journal"]) if rank == 0 else None
+            sink = None if journal is None else _sink(config, journal)
             job = Job(**config["job"])
-            (run_trunk if job.is_trunk else run_job)(job, RayWorkers(watchdog), sink)
+            job = replace(job, data=here(job.data), dense=here(job.dense) if job.dense else None)
+            run = run_trunk if job.is_trunk else run_job
+            run(job, RayWorkers(watchdog, config["home"]), sink)
+            if journal is not None:
+                journal.settle()
+    except StorageError:
+        # no fault of the job: what it has saved stays, and another attempt goes on from there
+        raise
     except (CampaignError, LowRankError) as error:
         # returned, not raised: Ray would take it for a fault of the machine and try again
         return {"failure": str(error)}
     return {"failure": None}
 
 
-def _sink(config: dict[str, Any]) -> CurveSink:
+def _sink(config: dict[str, Any], journal: Journal) -> CurveSink:
     """Where the first worker's curve goes; a store that is away does not hold it up."""
     uri, metric = config["tracking_uri"], config["metric"]
     writer = RunWriter(uri, config["run_id"], Patience(uri))
-    return CurveSink(Journal(Path(config["journal"])), lambda points: writer.points(points, metric))
+    return CurveSink(journal, lambda points: writer.points(points, metric))
 
 
 def run_launch(launch: Launch, callbacks: list[Any], train: Train) -> ModelRecord:
@@ -124,8 +135,10 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord | None
     from ray.exceptions import RayActorError
 
     layout, key = launch.layout, launch.key
-    states = SnapshotStore(layout.snapshots(key))
-    shutil.rmtree(layout.hung(key), ignore_errors=True)
+    states = states_at(layout.mirror.place(layout.snapshots(key)))
+    layout.mirror.forget(layout.hung(key))
+    if layout.mirror.is_bucket:
+        layout.mirror.forget(layout.model(key))  # one that is damaged, or of whom nothing is known
     attempts = _Attempts(states)
     while True:
         # training goes on from its own snapshots; of Ray's state, what a killed attempt left is of
@@ -135,6 +148,7 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord | None
             with attended(launch.resources["hang_minutes"], layout.hung(key)) as signs:
                 result = _trainer(launch, [*callbacks, signs]).fit()
         except (ray.train.TrainingFailedError, RayActorError) as error:
+            collect_notes(layout.mirror.place(layout.hung(key)))
             # one that waited for machines has waited enough
             waited = isinstance(getattr(error, "controller_failure", None), ClusterError)
             if waited or not attempts.another():
@@ -151,14 +165,15 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord | None
         shutil.rmtree(layout.train / key, ignore_errors=True)
         states.clear()
         return None
-    if result.checkpoint is None:
-        raise TrialError("the training ended without a model", key)
     home = layout.model(key)
-    partial = home.with_name(home.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    result.checkpoint.to_directory(str(partial))
-    shutil.rmtree(home, ignore_errors=True)
-    partial.rename(home)
+    if result.checkpoint is not None:
+        partial = home.with_name(home.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        result.checkpoint.to_directory(str(partial))
+        shutil.rmtree(home, ignore_errors=True)
+        partial.rename(home)
+    elif not layout.mirror.is_bucket or not layout.mirror.fetch_folder(home):
+        raise TrialError("the training ended without a model", key)
     shutil.rmtree(layout.train / key, ignore_errors=True)
     states.clear()
     return ModelRecord.load(layout.record(key))
@@ -198,8 +213,9 @@ def _trainer(launch: Launch, callbacks: list[Any]) -> Any:
             "tracking_uri": launch.tracking_uri,
             "run_id": launch.run_id,
             "metric": launch.metric,
-            "journal": str(layout.journal(key)),
-            "hung": str(layout.hung(key)),
+            "journal": layout.mirror.place(layout.journal(key)),
+            "hung": layout.mirror.place(layout.hung(key)),
+            "home": layout.mirror.place(layout.model(key)) if layout.mirror.is_bucket else None,
             "hang_minutes": resources.hang_minutes,
         },
         # workers that wait for each other before the training begins are nobody's step

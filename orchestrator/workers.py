@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from orchestrator.bucket.places import opened
 from orchestrator.watchdog import Watchdog
 
 
@@ -75,16 +76,18 @@ class RayWorkers:
 
     Args:
         watchdog: Hears of each step.
+        home: Place in a bucket where a finished model's files go; None hands them to Ray, whose
+            folders are on storage that all machines see.
     """
 
-    def __init__(self, watchdog: Watchdog | None = None) -> None:
+    def __init__(self, watchdog: Watchdog | None = None, home: str | None = None) -> None:
         import ray.train
         import ray.train.torch
 
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self._watchdog = watchdog
+        self._watchdog, self._home = watchdog, home
 
     def wrap(self, model: nn.Module) -> nn.Module:
         import ray.train.torch
@@ -106,7 +109,10 @@ class RayWorkers:
         import ray.train
 
         kept = None
-        if checkpoint is not None and self.rank == 0:
+        if checkpoint is not None and self.rank == 0 and self._home is not None:
+            mirror, folder = opened(self._home)
+            mirror.push_folder(folder, source=checkpoint)
+        elif checkpoint is not None and self.rank == 0:
             kept = ray.train.Checkpoint.from_directory(str(checkpoint))
         ray.train.report(progress, checkpoint=kept)
         self.beat()

@@ -8,6 +8,9 @@ import shutil
 import uuid
 from pathlib import Path
 
+from orchestrator.bucket.mirror import Mirror
+from orchestrator.bucket.objects import DamagedError
+from orchestrator.bucket.places import FOLDER
 from orchestrator.data.labelled import LabelledPreparation
 from orchestrator.data.language import LanguagePreparation, check_windows
 from orchestrator.data.prepared import INVENTORY, PreparedData, describe, write_inventory
@@ -19,7 +22,9 @@ logger = logging.getLogger(__name__)
 Preparation = LanguagePreparation | LabelledPreparation
 
 
-def prepare_data(task: AnyTask, cache: Path, pretrained: str | None) -> PreparedData:
+def prepare_data(
+    task: AnyTask, cache: Path, pretrained: str | None, mirror: Mirror = FOLDER
+) -> PreparedData:
     """Read, split and tokenize the data of a task, unless the cache holds the result.
 
     The raw data are read in any case: their content decides the folder.
@@ -29,6 +34,7 @@ def prepare_data(task: AnyTask, cache: Path, pretrained: str | None) -> Prepared
         cache: Folder of prepared folders, created when absent; processes may share it.
         pretrained: Folder or hub name of the pretrained model whose tokenizer applies; None
             trains a tokenizer on the training split.
+        mirror: Of the cache: data that are in a bucket are fetched, and others go there.
 
     Returns:
         The opened `cache/CONTENT_HASH`.
@@ -40,6 +46,11 @@ def prepare_data(task: AnyTask, cache: Path, pretrained: str | None) -> Prepared
     preparation = _preparation(task, pretrained)
     key = preparation.key()
     folder = cache / key
+    try:
+        mirror.fetch_folder(folder)
+    except DamagedError as error:
+        logger.warning("%s; the data are prepared again", error)
+        mirror.forget(folder)
     found = (folder / INVENTORY).exists()
     if not found:
         _write(preparation, folder, key)
@@ -52,6 +63,7 @@ def prepare_data(task: AnyTask, cache: Path, pretrained: str | None) -> Prepared
         )
     if isinstance(task, LanguageModelling):
         check_windows(prepared.info, task.context)
+    mirror.push_folder(folder)
     logger.info("%s: %s", task.name, describe(prepared))
     return prepared
 

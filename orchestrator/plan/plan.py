@@ -106,7 +106,7 @@ class Plan:
 
 
 def layout_of(spec: CampaignSpec) -> Layout:
-    return Layout(Path(spec.storage), spec.name)
+    return Layout.of(spec.storage, spec.name)
 
 
 def plan_path(layout: Layout) -> Path:

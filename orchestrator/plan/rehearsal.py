@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from pathlib import Path
 
 from orchestrator.data.prepare import PreparedData
 from orchestrator.plan.figures import Range, at_density, total
@@ -43,9 +42,10 @@ def rehearse(
     from orchestrator.campaign import Campaign
 
     say(f"{task.name}: a campaign of a few steps with Ray and MLflow")
-    Path(spec.storage).mkdir(parents=True, exist_ok=True)
+    storage = layout_of(spec).storage
+    storage.mkdir(parents=True, exist_ok=True)
     # beside the campaign's own, for every machine of a cluster has to see it
-    with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=spec.storage) as folder:
+    with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=storage) as folder:
         small = rehearsal_spec(spec, task, profile.world, folder)
         # the campaign will find its data prepared
         shutil.copytree(data.folder, layout_of(small).cache / data.content_hash)

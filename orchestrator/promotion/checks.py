@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.bucket.places import here
 from orchestrator.promotion.load_test import SIDE_BY_SIDE, LoadTest, load_test
 from orchestrator.records import ModelRecord, Size
 from orchestrator.rules import parse_rule
@@ -44,7 +45,7 @@ def evaluate_version(
         name: Of the registered model.
         version: Of it.
         task: Whose test split it is evaluated on.
-        data: Folder of the prepared data.
+        data: Place (`bucket.places`) of the prepared data.
         requests: Of the load test; 0 leaves it out.
     """
     from orchestrator.errors import RegistryError
@@ -71,7 +72,7 @@ def evaluate_artifact(folder: str, task_spec: AnyTask, data: str) -> Evidence:
     from orchestrator.workers import LocalWorkers
 
     workers = LocalWorkers()
-    task = make_task(task_spec, PreparedData.open(Path(data)), seed=0)
+    task = make_task(task_spec, PreparedData.open(Path(here(data))), seed=0)
     model = load_pretrained(folder)
     broken = _broken_contract(Path(folder), model)
     model = model.to(workers.device)

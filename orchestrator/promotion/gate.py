@@ -31,7 +31,7 @@ class Case:
     record: ModelRecord
     dense: ModelRecord
     data: str
-    """Folder of the prepared data."""
+    """Place (`bucket.places`) of the prepared data."""
     data_hash: str
     why: str
     """One sentence: of the choice, or of the person who asks for it."""

@@ -67,6 +67,9 @@ class Journal:
             logger.warning("%s: the curve cannot be written down: %s", self.path, error)
         return new
 
+    def settle(self) -> None:
+        """The training is over: what is on its way to the storage arrives."""
+
     def remove(self) -> None:
         """It has been delivered, all of it."""
         self.path.unlink(missing_ok=True)

@@ -7,14 +7,13 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +26,10 @@ from orchestrator.layout import Layout
 from orchestrator.records import CampaignResult, TaskResult
 from orchestrator.tracking import default_tracking_uri
 from tests.integration.conftest import Ran, environment, wait_for, without_packages, write_spec
+from tests.integration.nodes import START, free_ports, node
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-START = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
-START += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
-START += ["--object-store-memory=100000000"]
 SOON = {
     # that a node is gone is known within seconds, not within half a minute
     "RAY_health_check_initial_delay_ms": "0",
@@ -93,7 +90,7 @@ def head() -> Iterator[Head]:
     """Ports, folder and token that no other Ray of this machine has; no CPU, as on a cluster."""
     # a short path: that of a socket may have 107 characters
     folder = tempfile.mkdtemp(prefix="ray-")
-    ports = _free_ports(5)
+    ports = free_ports(5)
     found = Head(f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", secrets.token_hex(16))
     command = [*START, "--head", "--node-ip-address=127.0.0.1", "--num-cpus=0"]
     command += [f"--dashboard-port={ports[0]}", "--dashboard-host=127.0.0.1", f"--port={ports[1]}"]
@@ -104,61 +101,32 @@ def head() -> Iterator[Head]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     log = Path(folder, "head.txt")
     try:
-        with _node(command, log, found.environment | {"PATH": path} | SOON):
+        with node(command, log, found.environment | {"PATH": path} | SOON):
             yield found
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _node(command: list[str], log: Path, variables: dict[str, str]) -> Iterator[psutil.Process]:
-    """A node that runs; at the end it and what it has started are gone, and nothing else."""
-    with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=variables)
-    mine = []
-    try:
-        wait_for("Ray runtime started", log, process)
-        node = psutil.Process(process.pid)
-        mine = node.children(recursive=True)
-        yield node
-    finally:
-        if process.poll() is None:
-            mine += psutil.Process(process.pid).children(recursive=True)
-            process.terminate()
-            process.wait(60)
-        _, alive = psutil.wait_procs(mine, timeout=10)
-        for each in alive:
-            each.kill()
-
-
 def _worker_node(head: Head, number: int, folder: Path) -> AbstractContextManager[psutil.Process]:
     """With one CPU, and an address of its own."""
     command = [*START, f"--address={head.gcs}", f"--node-ip-address=127.0.0.{number}"]
-    return _node([*command, "--num-cpus=1"], folder / f"node{number}.txt", head.environment)
+    return node([*command, "--num-cpus=1"], folder / f"node{number}.txt", head.environment)
 
 
-def _trains(node: psutil.Process) -> bool:
+def _trains(machine: psutil.Process) -> bool:
     """Whether a worker of a training is on the node."""
-    for process in node.children(recursive=True):
+    for process in machine.children(recursive=True):
         with suppress(psutil.Error):
             if " ".join(process.cmdline()).startswith("ray::RayTrainWorker"):
                 return True
     return False
 
 
-def _power_off(node: psutil.Process) -> None:
+def _power_off(machine: psutil.Process) -> None:
     """All its processes at once."""
-    for process in (node, *node.children(recursive=True)):
+    for process in (machine, *machine.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
             process.kill()
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _statuses(storage: Path) -> list[str]:
@@ -283,7 +251,7 @@ def test_a_pod_that_ends_tells_ray_and_waits_until_its_node_is_empty(
 ) -> None:
     log = tmp_path / "worker.txt"
     command = [*START, f"--address={head.gcs}", "--node-ip-address=127.0.0.2", "--num-cpus=1"]
-    with _node(command, log, head.environment) as worker:
+    with node(command, log, head.environment) as worker:
         assert "raylet" in [each.name() for each in worker.children()]
         drain = [sys.executable, "-m", "orchestrator.drain", "--seconds", "60"]
         done = subprocess.run(

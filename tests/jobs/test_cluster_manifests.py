@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 from ray.train.v2._internal import constants as ray_train
 
 from jobs.__main__ import app
+from orchestrator.bucket.uri import WORK_ENV
 from orchestrator.cluster import (
     CAPACITY_ENV,
     ENVIRONMENT,
@@ -185,6 +186,20 @@ class TestCluster:
             source = volumes["shared"]["persistentVolumeClaim"]["claimName"]
             assert source == claim["metadata"]["name"]
             assert mounts["shared"] == {"name": "shared", "mountPath": "/shared"}
+
+    def test_the_variant_with_a_bucket_is_valid(self, name: str):
+        _, _, variant = (FOLDER / name).read_text().partition("# A bucket instead")
+        lines = [line[4:] for line in variant.splitlines() if line.startswith("#   ")]
+        instead = yaml.safe_load("\n".join(line for line in lines if line.startswith("vol")))
+        added = yaml.safe_load("\n".join(line for line in lines if not line.startswith("vol")))
+        manifest = json.loads(json.dumps(read(name)))  # without what aliases share
+        cluster = manifest["spec"].get("rayClusterSpec", manifest["spec"])
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            group["template"]["spec"]["volumes"] = instead["volumes"]
+            container(group)["volumeMounts"] = instead["volumeMounts"]
+            container(group)["env"] += added
+        assert problems(manifest) == []
+        assert {each["name"] for each in added} > {WORK_ENV, "AWS_SECRET_ACCESS_KEY"}
 
     def test_nobody_is_root(self, name: str):
         user, group_id = re.findall(r"(?m)^USER (\d+):(\d+)$", DOCKERFILE)[-1]

@@ -122,7 +122,8 @@ def test_a_folder_with_the_tasks_of_glue(cwd, home):
     ],
 )
 def test_storage(cwd, home, storage, absolute):
-    spec = load_spec(write_spec(home, VALID + f"storage: {storage}\n"))
+    tracking = "tracking: {uri: 'http://host'}\n"  # without one a bucket is refused
+    spec = load_spec(write_spec(home, VALID + f"storage: {storage}\n{tracking}"))
     assert spec.storage == absolute.format(cwd=cwd)
 
 

@@ -1,0 +1,1 @@
+"""Storage that is a bucket: what is mirrored there, and how it comes back."""
