@@ -358,7 +358,7 @@ class CampaignSpec(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> CampaignSpec:
-        errors = []
+        errors: list[dict[str, Any]] = []
         if is_uri(self.storage):
             errors += self._misfits_of_a_bucket()
         names = [task.name for task in self.tasks]
