@@ -146,18 +146,30 @@ def _free(settled_s: float) -> None:
 def _kill_controllers() -> None:
     """Those that this process started; nobody else has a handle of them."""
     import ray
-    from ray._private.state import state
     from ray._private.worker import global_worker
+
+    try:
+        for actor in _controllers():
+            global_worker.core_worker.kill_actor(ray.ActorID(actor), True)
+    except Exception as error:  # asked for again by the watch; the attempt's own error counts
+        logger.warning("a controller could not be ended: %s", error)
+
+
+def _controllers() -> list[bytes]:
+    """Ids of this process's controllers that are not dead."""
+    import ray
+    from ray._private.state import state
     from ray.core.generated.gcs_pb2 import ActorTableData
 
     context = ray.get_runtime_context()
     me = bytes.fromhex(context.get_worker_id())
     job = ray.JobID.from_hex(context.get_job_id())
-    for row in state._connect_and_get_accessor().get_actor_table(job, None):
-        actor = ActorTableData.FromString(row)
-        ours = actor.owner_address.worker_id == me and actor.class_name == "TrainController"
-        if ours and actor.state != ActorTableData.DEAD:
-            try:
-                global_worker.core_worker.kill_actor(ray.ActorID(actor.actor_id), True)
-            except ray.exceptions.RayError as error:
-                logger.warning("a controller could not be ended: %s", error)
+    rows = state._connect_and_get_accessor().get_actor_table(job, None)
+    actors = [ActorTableData.FromString(row) for row in rows]
+    return [
+        actor.actor_id
+        for actor in actors
+        if actor.class_name == "TrainController"
+        and actor.owner_address.worker_id == me
+        and actor.state != ActorTableData.DEAD
+    ]
