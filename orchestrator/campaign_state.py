@@ -8,9 +8,9 @@ from typing import Any
 from orchestrator.data.prepare import PreparedData
 from orchestrator.housekeeping import Housekeeping
 from orchestrator.layout import Layout
+from orchestrator.method_search import TrialPlan
 from orchestrator.progress import Progress
 from orchestrator.records import FailedTrial, ModelRecord
-from orchestrator.search import TrialPlan
 from orchestrator.spec import AnyTask, CampaignSpec
 from orchestrator.tracking import Tracking
 from orchestrator.trial import Train, train_on_workers

@@ -14,9 +14,10 @@ from typing import Any
 from orchestrator.errors import CampaignError
 from orchestrator.layout import Layout
 from orchestrator.records import RECORD, ModelRecord, RecordError
-from orchestrator.search import dense_key, plan_trials
+from orchestrator.search import plan_trials
 from orchestrator.spec import AnyTask, CampaignSpec
 from orchestrator.spec_io import load_spec
+from orchestrator.trial_keys import dense_key
 from orchestrator.wording import plural
 
 LONGEST = 60

@@ -16,9 +16,9 @@ from orchestrator.layout import Layout
 from orchestrator.models import resolve_pretrained
 from orchestrator.progress import Progress
 from orchestrator.records import RECORD, ModelRecord
-from orchestrator.search import dense_key, trial_key
 from orchestrator.spec import AnyTask, CampaignSpec
 from orchestrator.train_loop import run_job
+from orchestrator.trial_keys import dense_key, trial_key
 from orchestrator.workers import LocalWorkers
 
 

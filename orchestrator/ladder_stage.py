@@ -11,8 +11,9 @@ from orchestrator.campaign_state import Site, TaskState
 from orchestrator.ladder import Ladder, Starts, ladder_of
 from orchestrator.ladder_trial import record_trunk, trunk_failed
 from orchestrator.launch import Launch
+from orchestrator.method_search import TrialPlan
 from orchestrator.records import FailedTrial
-from orchestrator.search import TrialPlan, rung_key
+from orchestrator.trial_keys import rung_key
 from orchestrator.workers import LocalWorkers
 
 if TYPE_CHECKING:

@@ -14,14 +14,16 @@ from orchestrator.campaign_state import Site, TaskState
 from orchestrator.errors import TrialError
 from orchestrator.ladder_stage import ladder_of_plan, ladder_params, run_ladders, trunk_name
 from orchestrator.launch import Launch
+from orchestrator.method_search import TrialPlan
 from orchestrator.progress import tune_callback
 from orchestrator.recording import record_model, trained
 from orchestrator.records import FailedTrial, ModelRecord, RecordError
 from orchestrator.room import DRIVER, concurrent_trials
-from orchestrator.search import TrialPlan, dense_key, expected_trials, plan_trials
+from orchestrator.search import expected_trials, plan_trials
 from orchestrator.spec import content_hash
 from orchestrator.tasks import make_task
 from orchestrator.trial import tune_trial
+from orchestrator.trial_keys import dense_key
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from math import lcm
 from typing import Any
 
-from orchestrator.search import TrialPlan, expected_rounds
+from orchestrator.method_search import TrialPlan
+from orchestrator.search import expected_rounds
 from orchestrator.spec import AnyTask, CampaignSpec, MethodSpec, content_hash
 from orchestrator.training import POINTS_PER_STRETCH
 

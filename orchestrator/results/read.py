@@ -8,12 +8,14 @@ from typing import Any
 
 from orchestrator.campaign_state import AnyTask
 from orchestrator.errors import CampaignError
+from orchestrator.method_search import TrialPlan
 from orchestrator.records import Choice, FailedTrial, ModelRecord, TaskResult
 from orchestrator.report_methods import Runs, compared_runs
-from orchestrator.search import TrialPlan, dense_key, expected_trials, plan_trials
+from orchestrator.search import expected_trials, plan_trials
 from orchestrator.spec import CampaignSpec, MethodSpec
 from orchestrator.tracking.reading import LoggedRun, RunReader
 from orchestrator.tracking.writer import flat
+from orchestrator.trial_keys import dense_key
 
 
 class NotStartedError(CampaignError):

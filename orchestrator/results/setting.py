@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from orchestrator import wording
+from orchestrator.method_search import TrialPlan
 from orchestrator.results.read import Results
 from orchestrator.results.text import Pictures, free, picture, seconds, table
-from orchestrator.search import TrialPlan
 from orchestrator.wording import metric_name, number, plural
 
 

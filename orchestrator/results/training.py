@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from orchestrator import wording
+from orchestrator.method_search import TrialPlan
 from orchestrator.records import MET, ModelRecord
 from orchestrator.results.ranks import share_by_kind
 from orchestrator.results.read import Results
 from orchestrator.results.text import NONE, Pictures, free, picture, table
-from orchestrator.search import TrialPlan
 from orchestrator.wording import metric_name, number, percent
 
 

@@ -9,9 +9,9 @@ import torch
 
 from lowrank.hf import load_pretrained
 from orchestrator.records import ModelRecord
-from orchestrator.search import dense_key
 from orchestrator.spec_io import load_spec
 from orchestrator.tracking import RunWriter, Tracking
+from orchestrator.trial_keys import dense_key
 from tests.jobs.command import Lowrank, refused
 from tests.jobs.specs import line_of, write_spec
 from tests.orchestrator.record_factory import make_dense

@@ -8,12 +8,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from orchestrator.method_search import TrialPlan
 from orchestrator.records import CurvePoint, Densities, Metric, ModelRecord, Size, Speed
-from orchestrator.search import TrialPlan, dense_key, plan_trials
+from orchestrator.search import plan_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.tracking import RunWriter, Tracking
 from orchestrator.tracking.reading import LoggedRun, RunReader
 from orchestrator.tracking.writer import flat
+from orchestrator.trial_keys import dense_key
 
 DATA = "5b1e0d7c9a3f4e21"
 BITS = Metric(name="bits_per_character", higher_is_better=False)

@@ -12,10 +12,11 @@ from orchestrator.campaign import Campaign
 from orchestrator.changes import Change, SpecChangedError, check_change, compare
 from orchestrator.layout import Layout
 from orchestrator.records import ModelRecord
-from orchestrator.search import dense_key, plan_trials
+from orchestrator.search import plan_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec
 from orchestrator.tracking import Tracking
+from orchestrator.trial_keys import dense_key
 from tests.orchestrator.record_factory import make_dense, make_trial
 from tests.orchestrator.small import GPT2, docs_task
 

@@ -18,12 +18,12 @@ from lowrank.hf import load_pretrained
 from orchestrator import elastic
 from orchestrator.errors import CampaignError, ClusterError
 from orchestrator.room import DRIVER, check_fits, concurrent_trials
-from orchestrator.search import dense_key
 from orchestrator.spec import CampaignSpec, Resources
 from orchestrator.spec_labels import matches
 from orchestrator.steps import share_of_mean
 from orchestrator.tasks import Distillation, TrainingTask, make_task
 from orchestrator.tasks.recurrent import RecurrentLanguageModellingTask
+from orchestrator.trial_keys import dense_key
 from tests.orchestrator.small import Family, docs_task
 
 

@@ -16,15 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.search import (
-    KIND_CONTRACT,
-    TrialPlan,
-    dense_key,
-    expected_trials,
-    plan_trials,
-    trial_key,
-)
+from orchestrator.method_search import TrialPlan
+from orchestrator.search import expected_trials, plan_trials
 from orchestrator.spec import CampaignSpec
+from orchestrator.trial_keys import KIND_CONTRACT, dense_key, trial_key
 from tests.orchestrator.small import GPT2, docs_task
 
 TASK = docs_task("lm", steps=10)

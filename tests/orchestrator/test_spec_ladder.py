@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.search import TrialPlan, expected_trials, plan_trials
+from orchestrator.method_search import TrialPlan
+from orchestrator.search import expected_trials, plan_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec, load_spec
 from orchestrator.spec_ladder import LadderSpec

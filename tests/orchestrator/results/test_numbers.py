@@ -8,9 +8,9 @@ from statistics import fmean, median, stdev
 
 import pytest
 
+from orchestrator.method_search import TrialPlan
 from orchestrator.records import ModelRecord
 from orchestrator.results.tables import best_methods, paired_differences
-from orchestrator.search import TrialPlan
 from orchestrator.wording import number, percent
 from tests.orchestrator import results_factory
 from tests.orchestrator.results.pages import (

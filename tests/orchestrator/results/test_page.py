@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import CampaignError, StorageError
+from orchestrator.method_search import TrialPlan
 from orchestrator.records import ModelRecord
 from orchestrator.results import NOTES, write_results
 from orchestrator.results.plots import series
 from orchestrator.results.ranks import Place, places
 from orchestrator.results.text import free
-from orchestrator.search import TrialPlan
 from orchestrator.wording import without_places
 from tests.orchestrator.results.pages import (
     TODAY,

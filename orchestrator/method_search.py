@@ -1,0 +1,173 @@
+"""What one method's trials on one task draw, and what follows from the best of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from orchestrator.spec import AnyTask, CampaignSpec, MethodSpec, content_hash
+from orchestrator.spec_search import ComparedMethod, Distribution
+from orchestrator.trial_keys import rung_key, trial_key, trunk_key
+
+MOST_ROUNDS = 20
+"""Rounds of draws per wanted trial after which a short list counts as exhausted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPlan:
+    """A trial before it runs."""
+
+    key: str
+    name: str
+    """For people: the method if there are several, the searched values, the seed of a repeat."""
+    method_name: str
+    """Of `search.methods`; the method's kind in a campaign that compares none."""
+    method: MethodSpec
+    searched: dict[str, Any]
+    seed: int
+    repeat: int
+    """0 for a draw, and for the first run at a density that was not tuned."""
+    trunk: str | None = None
+    """Key of the trunk that it branches off, if it is part of a ladder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSearch:
+    """One method on one task: what its trials have in common, and what they draw."""
+
+    spec: CampaignSpec
+    task: AnyTask
+    data_hash: str
+    name: str
+    compared: bool
+    """Whether the name is of `search.methods`, and with it part of keys, names and the stream."""
+    given: ComparedMethod
+    """What `search.methods` says of it."""
+    fields: dict[str, Distribution | list[Any]]
+
+    @property
+    def num_draws(self) -> int:
+        return self.given.trials_per_density or self.spec.search.trials_per_density
+
+    @property
+    def tuned(self) -> list[float]:
+        """The densities that have draws of their own."""
+        search = self.spec.search
+        return search.density if search.tune_at is None else [search.tune_at]
+
+    @property
+    def drawn_at(self) -> list[float]:
+        """One density stands for all of a ladder."""
+        return self.tuned if self.spec.search.ladder is None else self.spec.search.descending[:1]
+
+    def draws(self) -> list[TrialPlan]:
+        """Drawn by Ray Tune's own variant generator.
+
+        They depend on the seed, the names of task and method, and the search alone, so the same
+        spec gives the same keys on every machine, and a resumed campaign recognizes what it has.
+        """
+        import numpy as np
+        from ray import tune
+        from ray.tune.search.variant_generator import generate_variants
+
+        space: dict[str, Any] = {"density": tune.grid_search(list(self.drawn_at))}
+        space |= {field: _domain(choice) for field, choice in self.fields.items()}
+        stream = [self.spec.seed, self.task.name, *([self.name] if self.compared else [])]
+        state = np.random.RandomState(int(content_hash(stream), 16) % 2**32)
+        drawn = {k for k, choice in self.fields.items() if isinstance(choice, Distribution)}
+        plans: dict[str, TrialPlan] = {}
+        counts = dict.fromkeys(self.drawn_at, 0)
+        # two draws from a short list can be the same trial: it is drawn again, for a while
+        for _ in range(MOST_ROUNDS * self.num_draws):
+            if all(count >= self.num_draws for count in counts.values()):
+                break
+            for _, searched in generate_variants(space, random_state=state):
+                plan = self.plan({k: _plain(k, v, k in drawn) for k, v in searched.items()})
+                density = plan.method.density
+                if plan.key not in plans and counts[density] < self.num_draws:
+                    plans[plan.key] = plan
+                    counts[density] += 1
+        return [run for plan in plans.values() for run in self.runs(plan.searched)]
+
+    def runs(self, searched: dict[str, Any], repeat: int = 0) -> list[TrialPlan]:
+        """The trial with these values, with all others of its ladder if it has one."""
+        if self.spec.search.ladder is None:
+            return [self.plan(searched, repeat)]
+        densities = self.spec.search.descending
+        return [self.plan(searched | {"density": density}, repeat) for density in densities]
+
+    def following(self, best: TrialPlan) -> Iterator[TrialPlan]:
+        """What the best draw at a density leads to: its values elsewhere, and all repeats."""
+        search = self.spec.search
+        densities = [best.method.density] if search.tune_at is None else search.density
+        for density in densities:
+            for repeat in range(search.repeats_of(self.given, density)):
+                if (density, repeat) != (best.method.density, 0):
+                    yield from self.runs(best.searched | {"density": density}, repeat)
+
+    def plan(self, searched: dict[str, Any], repeat: int = 0) -> TrialPlan:
+        method = self.spec.method_of(self.task, self.given.changes, **searched)
+        seed, label = self.spec.seed + repeat, self.name if self.compared else ""
+        words = [label, _name(searched), f"seed={seed}" if repeat else ""]
+        decides = self.spec, self.task, method, self.data_hash, seed, label
+        trunk = None if self.spec.search.ladder is None else trunk_key(*decides)
+        return TrialPlan(
+            key=rung_key(trunk, method.density) if trunk else trial_key(*decides),
+            name=" ".join(word for word in words if word),
+            method_name=self.name,
+            method=method,
+            searched=searched,
+            seed=seed,
+            repeat=repeat,
+            trunk=trunk,
+        )
+
+
+def methods_of(spec: CampaignSpec, task: AnyTask, data_hash: str) -> Iterator[MethodSearch]:
+    """The methods that a task compares; its own if the campaign compares none."""
+    search = spec.search
+    alone = {spec.method_of(task).kind: ComparedMethod()}
+    for name, method in (search.methods or alone).items():
+        kind = spec.method_of(task, method.changes).kind
+        yield MethodSearch(
+            spec=spec,
+            task=task,
+            data_hash=data_hash,
+            name=name,
+            compared=bool(search.methods),
+            given=method,
+            fields=search.shared_fields(method, kind) | method.searched,
+        )
+
+
+def _domain(choice: Distribution | list[Any]) -> Any:
+    from ray import tune
+
+    if isinstance(choice, list):
+        return tune.choice(choice)
+    if choice.log_uniform is not None:
+        return tune.loguniform(*choice.log_uniform)
+    assert choice.uniform is not None
+    return tune.uniform(*choice.uniform)
+
+
+def _plain(field: str, value: Any, drawn: bool) -> Any:
+    """Drawn floats with four digits: keys and names stay readable, and exact in JSON.
+
+    What the spec lists stays as it is written.
+    """
+    if not isinstance(value, float):
+        return value
+    annotation = MethodSpec.model_fields[field].annotation
+    if int in (types := (annotation, *get_args(annotation))) and float not in types:
+        return round(value)
+    return float(f"{value:.4g}") if drawn else float(value)
+
+
+def _name(searched: dict[str, Any]) -> str:
+    """The values, density first."""
+    ordered = {"density": searched["density"]} | searched
+    return " ".join(
+        f"{k}={v:.12g}" if isinstance(v, float) else f"{k}={v}" for k, v in ordered.items()
+    )
