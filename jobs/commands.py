@@ -39,7 +39,9 @@ def validate(path: Path, overrides: Sequence[str]) -> int:
         for plan in plans:
             say(f"    {plan.name}")
         if expected > len(plans):
-            say(f"    and {expected - len(plans)} more with the values of the best of these")
+            learns = "what the sampler learns from"
+            values = learns if spec.search.sampler != "random" else "the values of the best of"
+            say(f"    and {expected - len(plans)} more with {values} these")
     return 0
 
 

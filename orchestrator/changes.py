@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.draws import Draws
 from orchestrator.errors import CampaignError
 from orchestrator.layout import Layout
 from orchestrator.records import RECORD, ModelRecord, RecordError
@@ -72,7 +73,8 @@ def check_change(
     if not layout.spec.exists():
         return
     try:
-        change = compare(load_spec(layout.spec), spec, hashes, _finished(layout))
+        old, draws = load_spec(layout.spec), Draws(layout.draws)
+        change = compare(old, spec, hashes, _finished(layout), draws)
     except CampaignError as error:
         say(f"the spec that this campaign began with cannot be compared: {error}")
         return
@@ -95,6 +97,7 @@ def compare(
     new: CampaignSpec,
     hashes: Mapping[str, str],
     finished: Mapping[str, ModelRecord],
+    draws: Draws | None = None,
 ) -> Change:
     """Field by field, and by the finished models that are asked for.
 
@@ -103,7 +106,9 @@ def compare(
         new: The spec of now.
         hashes: Of now: task -> hash of its prepared data.
         finished: Key -> record.
+        draws: What a sampler has suggested.
     """
+    draws = draws or Draws()
     before, after = dict(_fields(old)), dict(_fields(new))
     differences = [
         f"{path}: {_short(before.get(path))} -> {_short(after.get(path))}"
@@ -112,12 +117,14 @@ def compare(
     ]
     known = list(finished.values()) if differences else []
     wanted = {
-        name for task in new.tasks for name in _asked_for(new, task, hashes[task.name], known)
+        name
+        for task in new.tasks
+        for name in _asked_for(new, task, hashes[task.name], known, draws)
     }
     had: dict[str, str] = {}
     for task in old.tasks:
         own = [record for record in known if record.task == task.name]
-        asked = _asked_for(old, task, hashes.get(task.name, ""), known)
+        asked = _asked_for(old, task, hashes.get(task.name, ""), known, draws)
         # where none is asked for the data have changed, or how they are read
         same_data = any(record.key in asked for record in own)
         had |= {r.key: asked.get(r.key, task.name) for r in own if r.key in asked or not same_data}
@@ -126,7 +133,11 @@ def compare(
 
 
 def _asked_for(
-    spec: CampaignSpec, task: AnyTask, data_hash: str, finished: Sequence[ModelRecord]
+    spec: CampaignSpec,
+    task: AnyTask,
+    data_hash: str,
+    finished: Sequence[ModelRecord],
+    draws: Draws,
 ) -> dict[str, str]:
     """Key -> name of every model of a task, those among them that follow from what is finished."""
     own = [record for record in finished if record.task == task.name]
@@ -137,6 +148,7 @@ def _asked_for(
         {record.key: record.quality for record in own},
         higher_is_better=any(record.metric.higher_is_better for record in own),
         excess={record.key: record.excess for record in own},
+        draws=draws,
     )
     names = {plan.key: plan.name for plan in plans}
     return {dense_key(spec, task, data_hash): "dense"} | names

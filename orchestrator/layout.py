@@ -15,6 +15,7 @@ from typing import TextIO
 
 from orchestrator.bucket.mirror import Mirror
 from orchestrator.bucket.places import FOLDER, opened
+from orchestrator.draws import DRAWS
 from orchestrator.errors import StorageError, storage_error
 from orchestrator.records import RECORD
 
@@ -40,6 +41,7 @@ class Layout:
         starts/KEY/                    states of a ladder's trunk, until all its branches are models
         journal/KEY.jsonl              its curve, until all of it is in MLflow
         hung/KEY/                      where workers stood that were ended because they hung
+        draws.json                     what a sampler that learns has suggested
         ray-job.json                   the job of a driver on a cluster, while it runs
         train/, tune/                  Ray's own state: needed only while trials run
     """
@@ -93,6 +95,10 @@ class Layout:
 
     def card(self, task: str) -> Path:
         return self.root / f"card-{task}.md"
+
+    @property
+    def draws(self) -> Path:
+        return self.root / DRAWS
 
     @property
     def train(self) -> Path:

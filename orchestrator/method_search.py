@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from orchestrator.draws import Draws
+from orchestrator.sampler import Tried, suggest
 from orchestrator.spec import AnyTask, CampaignSpec, MethodSpec, content_hash
 from orchestrator.spec_search import ComparedMethod, Distribution
 from orchestrator.trial_keys import rung_key, trial_key, trunk_key
@@ -30,6 +32,10 @@ class TrialPlan:
     """0 for a draw, and for the first run at a density that was not tuned."""
     trunk: str | None = None
     """Key of the trunk that it branches off, if it is part of a ladder."""
+
+
+Loss = tuple[float, float]
+"""How far a trial's size is above what was asked, and its quality, the smaller the better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +67,69 @@ class MethodSearch:
         """One density stands for all of a ladder."""
         return self.tuned if self.spec.search.ladder is None else self.spec.search.descending[:1]
 
-    def draws(self) -> list[TrialPlan]:
+    def draws(
+        self, losses: Mapping[str, Loss], failed: Collection[str], kept: Draws
+    ) -> list[TrialPlan]:
+        """Every draw that is known by now.
+
+        Args:
+            losses: Of the trials that have a model.
+            failed: Keys of those that have none.
+            kept: What was suggested before.
+        """
+        drawn = self._drawn()
+        if self.spec.search.sampler == "random" or not self.fields:
+            return drawn
+        return self._suggested(drawn, losses, failed, kept)
+
+    def is_drawn(self, draws: Sequence[TrialPlan]) -> bool:
+        """Whether no more draws will come."""
+        return len(draws) >= self._num_suggested or self.spec.search.sampler == "random"
+
+    @property
+    def _num_suggested(self) -> int:
+        return self.num_draws * len(self.tuned) if self.fields else 0
+
+    def _suggested(
+        self,
+        drawn: Sequence[TrialPlan],
+        losses: Mapping[str, Loss],
+        failed: Collection[str],
+        kept: Draws,
+    ) -> list[TrialPlan]:
+        """The first ones at random, over all densities in turn; then batches, each when all before
+        have ended, by what they came to."""
+        search, space = self.spec.search, {"density": list(self.tuned), **self.fields}
+        drawn_fields = {k for k, choice in self.fields.items() if isinstance(choice, Distribution)}
+        plans = {plan.key: plan for plan in drawn[: search.startup]}
+        while len(plans) < self._num_suggested:
+            if any(key not in losses and key not in failed for key in plans):
+                break
+            count = min(search.batch, self._num_suggested - len(plans))
+            # of who was tried, not of what they came to: a trial that is trained again on another
+            # machine must not leave all that followed without a plan
+            seed = int(content_hash([self._stream, space_facts(space), list(plans)]), 16)
+            past = [_tried(plan, losses) for plan in plans.values()]
+            batch = kept.batch(
+                f"{seed:016x}",
+                lambda past=past, count=count, seed=seed: suggest(  # type: ignore[misc]
+                    space, past, count, seed % 2**32, search.startup
+                ),
+            )
+            before = len(plans)
+            for values in batch:
+                plan = self.plan({k: _plain(k, v, k in drawn_fields) for k, v in values.items()})
+                plans.setdefault(plan.key, plan)
+            if len(plans) == before:  # a short list is exhausted
+                break
+        return list(plans.values())
+
+    @property
+    def _stream(self) -> list[Any]:
+        """Of random numbers: its own for each task and method."""
+        return [self.spec.seed, self.task.name, *([self.name] if self.compared else [])]
+
+    def _drawn(self) -> list[TrialPlan]:
         """Drawn by Ray Tune's own variant generator.
 
         They depend on the seed, the names of task and method, and the search alone, so the same
@@ -73,8 +141,7 @@ class MethodSearch:
 
         space: dict[str, Any] = {"density": tune.grid_search(list(self.drawn_at))}
         space |= {field: _domain(choice) for field, choice in self.fields.items()}
-        stream = [self.spec.seed, self.task.name, *([self.name] if self.compared else [])]
-        state = np.random.RandomState(int(content_hash(stream), 16) % 2**32)
+        state = np.random.RandomState(int(content_hash(self._stream), 16) % 2**32)
         drawn = {k for k, choice in self.fields.items() if isinstance(choice, Distribution)}
         plans: dict[str, TrialPlan] = {}
         counts = dict.fromkeys(self.drawn_at, 0)
@@ -150,6 +217,19 @@ def _domain(choice: Distribution | list[Any]) -> Any:
         return tune.loguniform(*choice.log_uniform)
     assert choice.uniform is not None
     return tune.uniform(*choice.uniform)
+
+
+def _tried(plan: TrialPlan, losses: Mapping[str, Loss]) -> Tried:
+    """Its objectives: quality, and the size that it really has."""
+    if plan.key not in losses:
+        return Tried(values=plan.searched, objectives=None)
+    excess, quality = losses[plan.key]
+    return Tried(values=plan.searched, objectives=(quality, plan.method.density + excess))
+
+
+def space_facts(space: Mapping[str, Distribution | list[Any]]) -> dict[str, Any]:
+    """As JSON has it."""
+    return {k: v if isinstance(v, list) else v.model_dump() for k, v in space.items()}
 
 
 def _plain(field: str, value: Any, drawn: bool) -> Any:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from statistics import fmean
 
+from orchestrator.draws import Draws
 from orchestrator.front.dominance import pareto_front
 from orchestrator.method_search import TrialPlan, methods_of
 from orchestrator.spec import AnyTask, CampaignSpec, content_hash
@@ -24,10 +25,12 @@ def plan_trials(
     failed: Collection[str] = (),
     higher_is_better: bool = False,
     excess: Mapping[str, float] | None = None,
+    draws: Draws | None = None,
 ) -> list[TrialPlan]:
     """Every trial of a task that is known to be needed, each once.
 
-    With nothing finished these are the draws of all methods. When all draws of a method at a
+    With nothing finished these are the draws of all methods; those of a sampler that learns come
+    in batches, each by what the trials before it came to. When all draws of a method at a
     density have ended, the best of them by validation gets its repeats; with `search.tune_at` its
     values go to the other densities too, with repeats of their own. When all of these have ended,
     the settings on the front of quality and size get further runs up to `search.finalists`; who is
@@ -42,16 +45,17 @@ def plan_trials(
         higher_is_better: Whether a greater quality is the better one.
         excess: From the key of a finished trial to how far its size is above what was asked, if it
             is: among draws the one nearest to its size is the best, whatever its quality.
+        draws: What a sampler suggested before; gets what it suggests now.
     """
     sign, excess = -1.0 if higher_is_better else 1.0, excess or {}
     losses = {k: (excess.get(k, 0.0), sign * quality) for k, quality in (finished or {}).items()}
     plans: dict[str, TrialPlan] = {}
     methods = {method.name: method for method in methods_of(spec, task, data_hash)}
     for method in methods.values():
-        draws = method.draws()
-        plans |= {plan.key: plan for plan in draws}
-        for density in method.tuned:
-            drawn = [plan for plan in draws if plan.method.density == density]
+        known = method.draws(losses, failed, draws or Draws())
+        plans |= {plan.key: plan for plan in known}
+        for density in method.tuned if method.is_drawn(known) else []:
+            drawn = [plan for plan in known if plan.method.density == density]
             best = _best(drawn, losses, failed)
             if best is not None:
                 plans |= {plan.key: plan for plan in method.following(best)}
@@ -72,7 +76,10 @@ def expected_trials(spec: CampaignSpec, task: AnyTask) -> int:
 
 def expected_rounds(spec: CampaignSpec, task: AnyTask) -> Iterator[list[TrialPlan]]:
     """The trials of each round, under the same suppositions; which draw is the best is not known,
-    so the values of a later round stand for others."""
+    so the values of a later round stand for others, as random draws do for what a sampler that
+    learns will suggest."""
+    search = spec.search.model_copy(update={"sampler": "random"})
+    spec = spec.model_copy(update={"search": search})
     finished: dict[str, float] = {}
     while True:
         plans = plan_trials(spec, task, "", finished)

@@ -448,6 +448,10 @@ class CampaignSpec(Block):
         for name in ("min_workers", "labels"):
             if not resources[name]:
                 del resources[name]
+        for name in ("startup", "batch") if self.search.sampler == "random" else ():
+            del values["search"][name]
+        if self.search.sampler == "random":
+            del values["search"]["sampler"]
         for name in ("epsilon", "reference_drop"):
             if not values["select"][name]:
                 del values["select"][name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     ConfigDict,
@@ -144,6 +144,16 @@ class SearchSpec(Block):
     density: list[Density] = Field(min_length=1)
     trials_per_density: _Trials = 1
     """Draws of the searched fields, of each method."""
+    sampler: Literal["random", "gp"] = "random"
+    """`gp`: a Bayesian search over quality and size, by Gaussian processes: which values lead to
+    the front, density among them, is learnt from the trials that have ended. As many trials in all,
+    not as many at each density."""
+    startup: int = Field(8, ge=2, le=10_000)
+    """Of `gp`: draws at random before it suggests any, over all densities in turn. 8: two for each
+    dimension of three searched fields and the density."""
+    batch: int = Field(4, ge=1, le=1000)
+    """Of `gp`: trials that it suggests at once, when all before have ended. Larger batches use a
+    large cluster better and learn less; batches of 2 and of 4 found the same fronts."""
     tune_at: Density | None = None
     """One of `density`: draws are made there only, and the other densities take the values of
     the draw that was best on validation. By default every density has draws of its own."""
@@ -190,6 +200,11 @@ class SearchSpec(Block):
         if self.tune_at is not None and self.tune_at not in self.density:
             message = f"must be one of search.density {self.density}, got {self.tune_at}"
             errors.append(rule(("tune_at",), message))
+        if self.sampler != "random":
+            for name in ("tune_at", "ladder"):
+                if getattr(self, name) is not None:
+                    message = f"has no meaning with sampler {self.sampler!r}, which searches over"
+                    errors.append(rule((name,), f"{message} densities itself"))
         unknown = [density for density in self.repeats_at or () if density not in self.density]
         if unknown:
             message = f"must be some of search.density {self.density}, got {unknown[0]}"

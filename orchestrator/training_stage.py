@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator import cluster
 from orchestrator.campaign_state import Site, TaskState
+from orchestrator.draws import Draws
 from orchestrator.errors import TrialError
 from orchestrator.ladder_stage import ladder_of_plan, ladder_params, run_ladders, trunk_name
 from orchestrator.launch import Launch
@@ -43,6 +44,7 @@ class TrainingStage:
         spec, progress = self.site.spec, self.site.progress
         state.dense = self._dense(state)
         records: dict[str, ModelRecord] = {}
+        draws = Draws(self.site.layout.draws)
         while True:
             failed = {trial.key for trial in state.failed}
             state.plans = plan_trials(
@@ -53,7 +55,9 @@ class TrainingStage:
                 failed,
                 state.dense.metric.higher_is_better,
                 {key: record.excess for key, record in records.items()},
+                draws,
             )
+            self._keep_draws(state)
             new = [p for p in state.plans if p.key not in records and p.key not in failed]
             if not new:
                 break
@@ -61,6 +65,13 @@ class TrainingStage:
         state.trials = [records[plan.key] for plan in state.plans if plan.key in records]
         # of a method whose draws all failed nothing more is to come
         progress.total_models += len(state.plans) - expected_trials(spec, state.task)
+
+    def _keep_draws(self, state: TaskState) -> None:
+        """For whoever goes on elsewhere, and for who reads the results from MLflow alone."""
+        path = self.site.layout.draws
+        if self.site.spec.search.sampler != "random" and path.exists():
+            self.site.layout.mirror.push_file(path)
+            self.site.tracking.writer(state.run_id).artifact(path)
 
     def _dense(self, state: TaskState) -> ModelRecord:
         """The dense reference, trained if there is none."""

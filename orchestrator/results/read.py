@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.campaign_state import AnyTask
+from orchestrator.draws import Draws
 from orchestrator.errors import CampaignError
 from orchestrator.method_search import TrialPlan
 from orchestrator.records import Choice, FailedTrial, ModelRecord, TaskResult
@@ -106,9 +107,10 @@ def read_results(reader: RunReader, spec: CampaignSpec, task: AnyTask) -> Result
             f"the dense reference of task {task.name!r} is not finished in MLflow's experiment "
             f"{spec.name!r}: there is nothing to compare yet"
         )
-    search = _Search(reader, spec, task, dense, dense_run, runs)
-    search.run()
     parent = next((run for run in every if run.key == f"task:{task.name}"), None)
+    search = _Search(reader, spec, task, dense, dense_run, runs)
+    learns = spec.search.sampler != "random"
+    search.run(reader.draws(parent) if learns and parent else Draws())
     setting = reader.setting(parent) if parent else {}
     used = [dense_run, *search.used.values()]
     trials = list(search.finished.values())
@@ -189,7 +191,7 @@ class _Search:
         self.missing: list[tuple[TrialPlan, str]] = []
         self.matched = 0
 
-    def run(self) -> None:
+    def run(self, draws: Draws) -> None:
         seen: set[str] = set()
         while True:
             self.plans = plan_trials(
@@ -200,6 +202,7 @@ class _Search:
                 self.failed,
                 self.dense.metric.higher_is_better,
                 {key: record.excess for key, record in self.finished.items()},
+                draws,
             )
             new = [plan for plan in self.plans if plan.key not in seen]
             if not new:

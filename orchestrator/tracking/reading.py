@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.draws import DRAWS, Draws
+from orchestrator.draws import parse as parse_draws
 from orchestrator.errors import TrackingError, redact_uri
 from orchestrator.records import RECORD, ModelRecord
 from orchestrator.tracking.patience import unreachable
@@ -98,6 +100,14 @@ class RunReader:
     def setting(self, run: LoggedRun) -> dict[str, Any]:
         """What `RunWriter.setting` wrote; empty if nothing was."""
         return json.loads(self._text(run.run_id, SETTING) or "{}")
+
+    def draws(self, run: LoggedRun) -> Draws:
+        """What a sampler suggested, as a task's own run has it; nothing if it has none."""
+        try:
+            return Draws(kept=parse_draws(json.loads(self._text(run.run_id, DRAWS) or "{}")))
+        except ValueError as error:
+            logger.warning("run %s: its %s cannot be read: %s", run.run_id, DRAWS, error)
+            return Draws()
 
     def last_step(self, run: LoggedRun, metric: str) -> int | None:
         """The step of a metric's last value; None if the run has none."""
