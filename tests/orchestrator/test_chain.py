@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_a_model_goes_on_with_the_same_bits(lm: Family, chain: Any, tmp_path: Pa
     steps = [p.step for p in records[2].curve if p.validation is not None and p.step > 47]
     die_at(job, min(steps, key=lambda step: abs(step - stop)))
     same(train_to(tmp_path / "out", job), records[2])
+
+
+def test_a_model_goes_on_from_the_one_above(chain: Any, tmp_path: Path):
+    """Not from the dense reference, which is all that differs here."""
+    job = chain[1][1]
+    other = replace(job, snapshots=None, ladder=job.ladder | {"parent": None})
+    assert train_to(tmp_path / "out", other).export_sha256 != chain[2][1].export_sha256
 
 
 def test_a_small_model_multiplied_out_computes_the_same(lm: Family, chain: Any):

@@ -243,6 +243,21 @@ def test_a_damaged_start_is_made_again(parent: Parent, whole: Any, tmp_path: Pat
     same(train_to(tmp_path / "out", branches[1]), whole[2][1])
 
 
+def test_a_branch_goes_on_at_the_lower_rate_of_a_trunk_that_diverged(
+    parent: Parent, whole: Any, tmp_path: Path
+):
+    trunk, branches = whole[0], ladder_jobs(parent, tmp_path)[1]
+    ladder = replace(ladder_of(trunk), starts=str(tmp_path / "starts"))
+    workers = LocalWorkers()
+    start = Starts(Path(ladder_of(trunk).starts), workers).load(ladder, 0)
+    slower = replace(start, facts=start.facts | {"rate_factor": 0.5})
+    Starts(tmp_path / "starts", workers).save(ladder, 0, slower)
+    record = train_to(tmp_path / "out", branches[0])
+    assert record.rate_factor == 0.5
+    for point, full in zip(record.curve[12:], whole[2][0].curve[12:], strict=True):
+        assert point.learning_rate == pytest.approx(0.5 * full.learning_rate)
+
+
 def test_a_density_that_no_projection_meets_costs_no_training(parent: Parent, tmp_path: Path):
     trunk, _ = ladder_jobs(parent, tmp_path)
     assert trunk.ladder is not None

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.layout import Layout
 from orchestrator.records import CurvePoint
 from orchestrator.spec import CampaignSpec
-from orchestrator.status import CampaignStatus, campaign_status
+from orchestrator.status import CampaignStatus, _expected, _num_steps, campaign_status
 from orchestrator.tracking import Tracking
 from orchestrator.tracking.journal import Stamped
 from orchestrator.tracking.reading import RunReader
@@ -142,3 +142,17 @@ def test_looking_keeps_no_driver_out(standing: Standing):
     finally:
         over.set()
         thread.join()
+
+
+@pytest.mark.parametrize(("ladder", "trainings"), [(None, 6), (True, 9), ({"by": "chain"}, 6)])
+def test_trunks_of_ladders_are_trainings_too(ladder: Any, trainings: int):
+    search = {"density": [0.5, 0.25], "repeats": 3, "ladder": ladder}
+    method = {"kind": "adaptive", "steps": 25}
+    spec = CampaignSpec.model_validate(SPEC | {"search": search, "method": method})
+    assert _expected(spec, spec.tasks[0]) == trainings
+
+
+def test_a_model_of_a_ladder_has_the_steps_behind_it():
+    own = {"method.kind": "adaptive", "method.steps": "25", "dense.steps": "40"}
+    assert _num_steps(own) == 25
+    assert _num_steps(own | {"ladder.steps": "36"}) == 36
