@@ -115,7 +115,7 @@ def make_plan(
             from orchestrator.plan.rehearsal import rehearse
 
             first = ready[0]
-            overhead = rehearse(spec, first.task, first.data, first.profile, say)
+            overhead = rehearse(spec, first.task, first.data, first.profile, max(starts), say)
         tasks = {each.task.name: each.profile for each in ready}
         profile = Profile(
             version=PROFILE_VERSION, machine=_machine(), overhead=overhead, tasks=tasks

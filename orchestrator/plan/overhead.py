@@ -29,6 +29,8 @@ class Overhead:
     """A report of the workers to the trial, at each validation."""
     task_s: Range
     """The end of a task: choice, registry, gates, its part of the report."""
+    start_s: float
+    """Until a process of the probe was ready, which constants are scaled by."""
     measured: bool
     """Here by a campaign (`--with-ray`), or scaled from constants."""
 
@@ -40,12 +42,14 @@ def scaled(start_s: float) -> Overhead:
     def scale(seconds: float) -> Range:
         return Range.around(factor * seconds, SPREAD)
 
-    # measured on the demo campaign, 2 cores of an Intel Xeon, nothing beside it
+    # read off the runs of a demo campaign (2 cores of an Intel Xeon, other work beside it: 15 min),
+    # times what it took alone (9 min 42 s, docs/results/demo.md)
     return Overhead(
-        begin_s=scale(25.0),
-        round_s=scale(6.0),
-        trial_s=scale(14.0),
+        begin_s=scale(20.0),
+        round_s=scale(3.0),
+        trial_s=scale(15.0),
         report_s=Range.around(REPORT_S, SPREAD),
         task_s=scale(8.0),
+        start_s=start_s,
         measured=False,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from dataclasses import replace
 
 from orchestrator.data.prepare import PreparedData
 from orchestrator.plan.figures import Range, at_density, total
@@ -25,7 +26,12 @@ SPREAD = 0.2
 
 
 def rehearse(
-    spec: CampaignSpec, task: AnyTask, data: PreparedData, profile: TaskProfile, say: Say
+    spec: CampaignSpec,
+    task: AnyTask,
+    data: PreparedData,
+    profile: TaskProfile,
+    start_s: float,
+    say: Say,
 ) -> Overhead:
     """Run one task with two short trials, one after the other, in a storage of its own.
 
@@ -34,6 +40,7 @@ def rehearse(
         task: One of its tasks.
         data: Prepared.
         profile: Of the task, whose exports and measurements are no overhead.
+        start_s: Of a process of the probe.
         say: Hears of it.
 
     Raises:
@@ -58,7 +65,9 @@ def rehearse(
         reason = found.failed[0].reason if found.failed else "a trial is missing"
         raise ProbeError(f"the campaign of a few steps failed: {reason}")
     work = task_work(small, small.tasks[0])
-    return overhead_of(result, {run.key: run for run in runs}, work.models, profile, began, ended)
+    by_key = {run.key: run for run in runs}
+    overhead = overhead_of(result, by_key, work.models, profile, began, ended)
+    return replace(overhead, start_s=start_s)
 
 
 def rehearsal_spec(spec: CampaignSpec, task: AnyTask, workers: int, folder: str) -> CampaignSpec:
@@ -133,5 +142,6 @@ def overhead_of(
         trial_s=Range.around(around, SPREAD),
         report_s=Range.around(REPORT_S, SPREAD),
         task_s=Range.around(max(0.0, ended - end(second) - measuring), SPREAD),
+        start_s=0.0,
         measured=True,
     )

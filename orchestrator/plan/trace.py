@@ -63,6 +63,15 @@ class Trace:
     point_bytes: float
     memory_bytes: int
     device_bytes: int = 0
+    cold_s: float = 0.0
+    """What setting up takes longer in a fresh process, which loads a model's code first. Every
+    training of a campaign has one; a probe's have one together."""
+
+    @property
+    def setup_s(self) -> float:
+        """Until the first step."""
+        ends = self.beats[0] if self.beats else self.trained
+        return max(0.0, ends - self.began - _evaluating(self, self.began, ends))
 
 
 def cost_of(trace: Trace) -> JobCost:
@@ -74,8 +83,6 @@ def cost_of(trace: Trace) -> JobCost:
         took = [end - begin for begin, end in zip(trace.beats[part], ends[part], strict=True)]
         step_s[phase] = mean_step(took, trace.tokens[part], trace.typical_tokens.get(phase))
         firsts[phase], index = index, index + number
-    setup_ends = trace.beats[0] if trace.beats else trace.trained
-    setup_s = setup_ends - trace.began - _evaluating(trace, trace.began, setup_ends)
     projection_s = 0.0
     if GATED in firsts:
         over = ends[firsts[GATED] + dict(trace.phases)[GATED] - 1]
@@ -92,7 +99,7 @@ def cost_of(trace: Trace) -> JobCost:
     return JobCost(
         setting=trace.setting,
         density=trace.density,
-        setup_s=Range.around(max(0.0, setup_s)),
+        setup_s=Range.around(trace.setup_s + trace.cold_s),
         step_s=step_s,
         projection_s=Range.around(max(0.0, projection_s)),
         export_s=Range.around(max(0.0, export_s)),

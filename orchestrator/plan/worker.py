@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,25 +103,21 @@ def probe(request: Request, workers: ProbeWorkers) -> Iterator[Trace]:
     if request.group == 0:
         for number in range(request.groups):
             _wait_for(folder / f"{READY}{number}")
-        trace = _dense(request, workers)
-        yield trace
+        # the first training of a process loads the code of the model
+        dense = _Probed(request, request.dense_method, None, folder / "dense")
+        cold = dense.train(workers, FEWEST)
+        trace = dense.train(workers, _wanted(request, workers, cold))
+        cold_s = max(0.0, cold.setup_s - trace.setup_s)
+        yield replace(trace, cold_s=cold_s)
         steps = _wanted(request, workers, trace)
         _note(folder / STEPS, workers, str(steps))
     else:
         _wait_for(folder / STEPS)
-        steps = int((folder / STEPS).read_text(encoding="utf-8"))
+        steps, cold_s = int((folder / STEPS).read_text(encoding="utf-8")), 0.0
     for number, method in enumerate(request.methods):
         home = folder / f"trial-{request.group}-{number}"
-        yield _Probed(request, method, folder / "dense", home).train(workers, steps)
-
-
-def _dense(request: Request, workers: ProbeWorkers) -> Trace:
-    dense = _Probed(request, request.dense_method, None, Path(request.folder) / "dense")
-    trace = dense.train(workers, FEWEST)
-    wanted = _wanted(request, workers, trace)
-    if dense.steps > FEWEST and wanted > FEWEST:
-        trace = dense.train(workers, wanted)
-    return trace
+        trial = _Probed(request, method, folder / "dense", home)
+        yield replace(trial.train(workers, steps), cold_s=cold_s)
 
 
 def _note(path: Path, workers: ProbeWorkers, text: str = "") -> None:
@@ -158,11 +154,6 @@ class _Probed:
         common["dense"] = None if dense is None else str(dense)
         self.real = Job(task=request.task, method=method, **common)
         self.common = common
-
-    @property
-    def steps(self) -> int:
-        """That the campaign takes."""
-        return sum(number for _, number in _phases(self.real))
 
     def train(self, workers: ProbeWorkers, steps: int) -> Trace:
         job = self._short(steps)

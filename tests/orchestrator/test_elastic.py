@@ -20,10 +20,13 @@ from orchestrator.errors import CampaignError, ClusterError
 from orchestrator.room import DRIVER, check_fits, concurrent_trials
 from orchestrator.spec import CampaignSpec, Resources
 from orchestrator.spec_labels import matches
-from orchestrator.steps import share_of_mean
+from orchestrator.steps import Steps, share_of_mean
+from orchestrator.stretch import Stretch
 from orchestrator.tasks import Distillation, TrainingTask, make_task
 from orchestrator.tasks.recurrent import RecurrentLanguageModellingTask
+from orchestrator.training import weight_groups
 from orchestrator.trial_keys import dense_key
+from orchestrator.workers import LocalWorkers
 from tests.orchestrator.small import Family, docs_task
 
 
@@ -238,3 +241,25 @@ def test_a_fixed_number_needs_nothing_of_rays_insides(tmp_path: Path):
     logging.getLogger(__name__).debug("%s", callback)
     # before there is a group there is nothing to save
     callback.before_controller_execute_resize_decision(None)
+
+
+class Third(LocalWorkers):
+    """The first of three workers, alone: what it would do before gradients are averaged."""
+
+    rank, world = 0, 3
+
+
+def test_a_step_counts_its_share(classes: Family):
+    task = make_task(classes.task, classes.data, seed=0)
+    taken = []
+    for by_hand in (False, True):
+        model = load_pretrained(classes.dense.export).train()
+        torch.manual_seed(1)
+        if by_hand:
+            share = task.loss(model, task.batch(0, 0, 3))
+            taken.append(3 * 3 / 8 * share.detach())
+        else:
+            stretch = Stretch(first_step=0, num_steps=2, max_grad_norm=1.0, evaluate_every=2)
+            steps = Steps(model, weight_groups(model, 1e-3, 0.0), task, Third(), stretch)
+            taken.append(steps.take(0))
+    torch.testing.assert_close(*taken)

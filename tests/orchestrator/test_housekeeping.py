@@ -234,6 +234,7 @@ def test_what_trains_keeps_its_states_and_gets_its_room(house: House):
         state.mkdir(parents=True)
         (state / "state.safetensors").write_bytes(b"x" * 100)
         (house.layout.train / key).mkdir()
+        (house.layout.train / key / "ray.json").write_bytes(b"x" * 100)
     keeping = house.keeping(house.used + 1000)
     keeping.ended("failed", {"ended": 1, "failure": "no"})
     keeping.settle(running=["running"], side_by_side=1)

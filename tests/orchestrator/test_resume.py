@@ -364,7 +364,11 @@ def test_another_number_of_workers_goes_on_with_the_same_batches(
     store = SnapshotStore(tmp_path / "snapshots")
     for step in store.steps():
         state = store.load(step)
-        store.save(step, replace(state, facts=state.facts | {"world": 2}))
+        facts = state.facts | {"world": 2, "worlds": [[0, 2]]}
+        store.save(step, replace(state, facts=facts))
+    last = store.steps()[0]
     resumed = train_to(tmp_path / "resumed", again)
     assert "saved with 2 workers, goes on with 1" in caplog.text
+    assert resumed.worlds == [(0, 2), (last, 1)]
+    assert straight.worlds == []
     assert resumed.export_sha256 == straight.export_sha256

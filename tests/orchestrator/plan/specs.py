@@ -60,4 +60,4 @@ def overhead(**seconds: float) -> Overhead:
     """Nothing but what is given."""
     names = ("begin_s", "round_s", "trial_s", "report_s", "task_s")
     values = {name: Range.around(seconds.get(name, 0.0)) for name in names}
-    return Overhead(**values, measured=True)
+    return Overhead(**values, start_s=6.0, measured=True)

@@ -59,6 +59,10 @@ def test_every_second_has_its_part():
     assert found.test_s.value == pytest.approx(4.0)
 
 
+def test_every_training_of_a_campaign_begins_cold():
+    assert cost_of(replace(TRIAL, cold_s=2.5)).setup_s.value == pytest.approx(6.5)
+
+
 def test_without_steps_all_is_set_up():
     trace = replace(TRIAL, phases=[], beats=[], tokens=[], whole_validations=0)
     found = cost_of(trace)
