@@ -156,7 +156,7 @@ def test_a_spec_without_a_sampler_keeps_its_digest():
 def test_a_damaged_file_is_told_of(tmp_path: Path, text: str):
     path = tmp_path / "draws.json"
     path.write_text(text)
-    with pytest.raises(StorageError, match="draws.json cannot be read: .*suggests anew"):
+    with pytest.raises(StorageError, match=r"draws\.json cannot be read: .*suggests anew"):
         Draws(path)
 
 
