@@ -65,7 +65,7 @@ class Mirror:
 
     def fetch_file(self, path: Path) -> bool:
         """Bring a file here; whether there is one."""
-        return path.is_file()
+        return path.exists()
 
     def fetch_files(self, folder: Path) -> None:
         """Bring the files directly in a folder here."""
@@ -218,12 +218,12 @@ class BucketMirror(Mirror):
     ) -> AbstractContextManager[None]:
         from orchestrator.bucket.lease import Lease
 
-        return Lease(self.impatient.objects, self.key(root), campaign, root / ".lease", say)
+        return Lease(self.objects, self.key(root), campaign, root / ".lease", say)
 
     def driver(self, root: Path) -> str | None:
         from orchestrator.bucket.lease import holder
 
-        return holder(self.impatient.objects, self.key(root))
+        return holder(self.objects, self.key(root))
 
     def sealed_names(self, folder: Path) -> list[str]:
         """Of the folders directly in a folder that are whole in the bucket."""
