@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,8 +25,6 @@ from orchestrator.bucket.objects import WAIT_S, DamagedError, Objects
 from orchestrator.bucket.seal import GROWING, SEAL, has_sizes, mark_of, read_seal, seal_of
 from orchestrator.errors import storage_error
 from orchestrator.records import RECORD
-
-logger = logging.getLogger(__name__)
 
 SIDE_BY_SIDE = 16
 """Small objects that are fetched at a time; each takes 10 to 100 ms, nearly all of it waiting."""
