@@ -21,6 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ class Lease:
     def __init__(
         self, objects: Objects, root: str, campaign: str, note: Path, say: Callable[[str], None]
     ) -> None:
-        self._objects, self._folder = objects, f"{root}/{DRIVERS}"
+        # a claim that is read while its driver renews it may be an error, and is one no more then
+        self._objects = replace(objects, wait_s=BEAT_S)
+        self._folder = f"{root}/{DRIVERS}"
         self._campaign, self._note, self._say = campaign, note, say
         self._id, self._state, self._term, self._beats = uuid.uuid4().hex, ASKING, 0, 0
         self._said = False
@@ -162,6 +165,7 @@ class Lease:
 
 def holder(objects: Objects, root: str) -> str | None:
     """Who drives a campaign, by a claim that is young by this machine's clock; None if nobody."""
+    objects = replace(objects, wait_s=BEAT_S)
     for name in objects.names(f"{root}/{DRIVERS}"):
         key = f"{root}/{DRIVERS}/{name}"
         content, written = objects.read(key), objects.changed(key)

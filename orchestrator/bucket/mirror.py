@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,8 +25,6 @@ from orchestrator.bucket.objects import WAIT_S, DamagedError, Objects
 from orchestrator.bucket.seal import GROWING, SEAL, has_sizes, mark_of, read_seal, seal_of
 from orchestrator.errors import storage_error
 from orchestrator.records import RECORD
-
-logger = logging.getLogger(__name__)
 
 SIDE_BY_SIDE = 16
 """Small objects that are fetched at a time; each takes 10 to 100 ms, nearly all of it waiting."""
@@ -65,7 +62,7 @@ class Mirror:
 
     def fetch_file(self, path: Path) -> bool:
         """Bring a file here; whether there is one."""
-        return path.is_file()
+        return path.exists()
 
     def fetch_files(self, folder: Path) -> None:
         """Bring the files directly in a folder here."""
@@ -218,12 +215,12 @@ class BucketMirror(Mirror):
     ) -> AbstractContextManager[None]:
         from orchestrator.bucket.lease import Lease
 
-        return Lease(self.impatient.objects, self.key(root), campaign, root / ".lease", say)
+        return Lease(self.objects, self.key(root), campaign, root / ".lease", say)
 
     def driver(self, root: Path) -> str | None:
         from orchestrator.bucket.lease import holder
 
-        return holder(self.impatient.objects, self.key(root))
+        return holder(self.objects, self.key(root))
 
     def sealed_names(self, folder: Path) -> list[str]:
         """Of the folders directly in a folder that are whole in the bucket."""

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from orchestrator.bucket import lease as module
+from orchestrator.bucket.objects import Objects
 from orchestrator.errors import StorageError
 from orchestrator.interrupts import heard, interruptible
 from orchestrator.layout import Layout
@@ -108,14 +110,39 @@ def test_who_was_killed_in_the_same_folder_is_not_waited_for(bucket: Bucket):
     assert claims(layout) == []
 
 
-def test_of_many_that_begin_together_at_most_one_drives(bucket: Bucket):
-    several = [driver(bucket, f"machine{n}") for n in range(4)]
-    answers = [each.stdout.readline() for each in several]
+def test_of_many_that_begin_together_one_drives(bucket: Bucket, tmp_path: Path):
+    mirror = bucket.seen_by("one")
+    for number in range(5):
+        answers = _begin_together(mirror.objects, f"{bucket.prefix}/{number}", tmp_path)
+        assert answers.count("held") == 1, answers
+        assert all("is being run by process" in a for a in answers if a != "held"), answers
+
+
+def _begin_together(objects: Objects, root: str, notes: Path) -> list[str]:
+    """What four that have nothing but the bucket in common are told."""
+    answers: list[str] = []
+    everybody_knows = threading.Event()
+
+    def drive(name: str) -> None:
+        try:
+            with module.Lease(objects, root, "c", notes / name, lambda text: None):
+                answers.append("held")
+                everybody_knows.wait(120)
+        except StorageError as error:
+            answers.append(str(error))
+
+    several = [
+        threading.Thread(target=drive, args=[f"{root.replace('/', '-')}-{n}"]) for n in range(4)
+    ]
     for each in several:
-        each.communicate("done\n", timeout=60)
-    held = [answer for answer in answers if answer == "held\n"]
-    assert len(held) == 1, answers
-    assert all("is being run by process" in answer for answer in answers if answer != "held\n")
+        each.start()
+    deadline = time.monotonic() + 120
+    while len(answers) < len(several) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    everybody_knows.set()
+    for each in several:
+        each.join()
+    return answers
 
 
 def test_a_driver_that_was_found_dead_ends_when_it_looks(bucket: Bucket):
