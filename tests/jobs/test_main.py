@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from jobs.__main__ import app
 from jobs.job_app import job
 
-COMMANDS = ["validate", "run", "status", "submit", "report", "results", "promote", "rollback"]
-COMMANDS += ["compress", "bench", "export", "ui"]
+COMMANDS = ["validate", "plan", "run", "status", "submit", "report", "results", "promote"]
+COMMANDS += ["rollback", "compress", "bench", "export", "ui"]
 JOB_COMMANDS = ["status", "logs", "stop"]
 WITHOUT_SPEC = ["bench", "export"]
 HEAVY = {"torch", "ray", "mlflow", "transformers", "pydantic", "numpy", "orchestrator", "lowrank"}

@@ -85,6 +85,7 @@ def test_no_more_trials_than_a_round_has():
 
 def test_fractions_of_a_cpu():
     needs = worker_needs(resources(cpus_per_worker=0.1))
+    assert places_on({"CPU": 0.3}, needs) == 3  # 0.3 / 0.1 is less than 3
     assert places_on({"CPU": 1}, needs) == 10
 
 
