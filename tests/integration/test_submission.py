@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,10 +124,15 @@ def _node(command: list[str], log: Path, variables: dict[str, str]) -> Iterator[
             each.kill()
 
 
-def _worker_node(head: Head, number: int, folder: Path) -> AbstractContextManager[psutil.Process]:
-    """With one CPU, and an address of its own."""
-    command = [*START, f"--address={head.gcs}", f"--node-ip-address=127.0.0.{number}"]
-    return _node([*command, "--num-cpus=1"], folder / f"node{number}.txt", head.environment)
+@contextmanager
+def _worker_node(head: Head, number: int, logs: Path) -> Iterator[psutil.Process]:
+    """With one CPU, and an address and a folder of its own: one that shares the head's unpacks a
+    job's files over those that the job's driver stands in."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        command = [*START, f"--address={head.gcs}", f"--node-ip-address=127.0.0.{number}"]
+        command += ["--num-cpus=1", f"--temp-dir={folder}"]
+        with _node(command, logs / f"node{number}.txt", head.environment) as node:
+            yield node
 
 
 def _trains(node: psutil.Process) -> bool:
@@ -179,7 +184,6 @@ def test_a_submitted_campaign_is_followed_stopped_and_finished(
     without_packages(path)
     spec = (str(path), *ONE_TRIAL)
     with ExitStack() as stack:
-        # one after the other: two that start at once may take the same name for their sockets
         nodes = [stack.enter_context(_worker_node(head, number, tmp_path)) for number in (3, 4)]
         _stopped_halfway(head, spec, storage, tmp_path / "first.txt")
 
