@@ -12,8 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +29,6 @@ from tests.integration.nodes import START, free_ports, node
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-SOON = {
-    # that a node is gone is known within seconds, not within half a minute
-    "RAY_health_check_initial_delay_ms": "0",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_failure_threshold": "4",
-}
 FASTER = """
 from jobs.__main__ import main
 from orchestrator import submission
@@ -101,16 +94,21 @@ def head() -> Iterator[Head]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     log = Path(folder, "head.txt")
     try:
-        with node(command, log, found.environment | {"PATH": path} | SOON):
+        with node(command, log, found.environment | {"PATH": path}):
             yield found
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _worker_node(head: Head, number: int, folder: Path) -> AbstractContextManager[psutil.Process]:
-    """With one CPU, and an address of its own."""
-    command = [*START, f"--address={head.gcs}", f"--node-ip-address=127.0.0.{number}"]
-    return node([*command, "--num-cpus=1"], folder / f"node{number}.txt", head.environment)
+@contextmanager
+def _worker_node(head: Head, number: int, logs: Path) -> Iterator[psutil.Process]:
+    """With one CPU, and an address and a folder of its own: one that shares the head's unpacks a
+    job's files over those that the job's driver stands in."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        command = [*START, f"--address={head.gcs}", f"--node-ip-address=127.0.0.{number}"]
+        command += ["--num-cpus=1", f"--temp-dir={folder}"]
+        with node(command, logs / f"node{number}.txt", head.environment) as machine:
+            yield machine
 
 
 def _trains(machine: psutil.Process) -> bool:
@@ -154,14 +152,13 @@ def test_a_submitted_campaign_is_followed_stopped_and_finished(
     without_packages(path)
     spec = (str(path), *ONE_TRIAL)
     with ExitStack() as stack:
-        with ThreadPoolExecutor() as pool:
-            there = [_worker_node(head, number, tmp_path) for number in (3, 4, 5)]
-            nodes = list(pool.map(stack.enter_context, there))
+        nodes = [stack.enter_context(_worker_node(head, number, tmp_path)) for number in (3, 4)]
         _stopped_halfway(head, spec, storage, tmp_path / "first.txt")
 
         log, started = tmp_path / "second.txt", Layout(storage, "sent").root / "hung"
         shutil.rmtree(started)
         second = head.start(log, "submit", *spec)
+        nodes.append(stack.enter_context(_worker_node(head, 5, tmp_path)))
         # the workers' watchdogs are there: the training begins
         while len(list(started.glob("*/worker*.txt"))) < 2:
             assert second.poll() is None, log.read_text()
