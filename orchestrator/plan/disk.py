@@ -12,7 +12,6 @@ from orchestrator.plan.figures import JobCost, at_density
 from orchestrator.plan.profile import TaskProfile
 from orchestrator.plan.work import GATED, ModelWork, TaskWork
 from orchestrator.report_svg import MAX_CURVES
-from orchestrator.snapshot import KEPT
 
 DATABASE_BYTES = 950_000
 """Of MLflow's SQLite database before it holds a run. This and what follows was read off finished
@@ -81,7 +80,7 @@ def task_bytes(
         parts[DATABASE] += RUN_BYTES + round(VALUE_BYTES * num_values(model))
         parts[RESULT] += round(RESULT_PART * record)
         parts[REST] += TUNE_BYTES
-        largest = max(largest, passing_bytes(model, cost))
+        largest = max(largest, passing_bytes(model, cost, work.snapshots))
     num_trials = len(work.trials)
     parts[REPORT] = TASK_BYTES + ROW_BYTES * num_trials + CURVE_BYTES * min(MAX_CURVES, num_trials)
     # in the folder and in MLflow
@@ -117,10 +116,10 @@ def record_bytes(work: ModelWork, cost: JobCost) -> int:
     return ceil(cost.record_bytes + work.num_points * cost.point_bytes)
 
 
-def passing_bytes(work: ModelWork, cost: JobCost) -> int:
+def passing_bytes(work: ModelWork, cost: JobCost, snapshots: int) -> int:
     """Of a training on its way: its last states with one that is being written, or its model in
     Ray's folder and beside its home."""
-    states = (KEPT + 1) * max(cost.state_bytes.values(), default=0) if work.steps else 0
+    states = (snapshots + 1) * max(cost.state_bytes.values(), default=0) if work.steps else 0
     return max(states, 2 * (cost.weights_bytes + cost.export_bytes))
 
 

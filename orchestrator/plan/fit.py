@@ -101,21 +101,21 @@ def task_fit(
     """
     needs = worker_needs(resources, memory_bytes)
     places = sum(places_on(node, needs) for node in nodes)
-    fits = places // resources.workers
+    fits = places // resources.fewest
     wanted = min(resources.concurrent_trials, most_at_once)
     sums = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     started = min(concurrent_trials(resources, sums), most_at_once)
     fit = TaskFit(task=task, places=places, side_by_side=max(1, min(wanted, fits)), started=started)
     if fits < 1:
         fit.refusals.append(
-            f"task {task}: one trial needs {_workers(resources.workers, needs)}, there is room for "
+            f"task {task}: one trial needs {_workers(resources.fewest, needs)}, there is room for "
             f"{places} on {machines(nodes)}; {what_would_fit(resources, nodes, memory_bytes)}"
         )
     elif started > fits:
         without_memory = sum(places_on(node, worker_needs(resources, 0)) for node in nodes)
         because = (
             f"{plural(places, 'worker')} fit, counted machine by machine"
-            if without_memory // resources.workers < started
+            if without_memory // resources.fewest < started
             else f"memory is for {plural(places, 'worker')} of {count(memory_bytes, 'B')}"
         )
         fit.warnings.append(
@@ -149,7 +149,7 @@ def what_would_fit(resources: Resources, nodes: Sequence[Node], memory_bytes: in
     """The nearest settings that have room, or the machines that would."""
     options = list(_options(resources, nodes, memory_bytes))
     needs = worker_needs(resources, memory_bytes)
-    options.append(f"machines with room for {_workers(resources.workers, needs)}")
+    options.append(f"machines with room for {_workers(resources.fewest, needs)}")
     return "what would fit: " + ", or ".join(options)
 
 
@@ -163,12 +163,12 @@ def _options(resources: Resources, nodes: Sequence[Node], memory_bytes: int) -> 
         shares = {
             node.get(name, 0) / number
             for node in nodes
-            for number in range(1, resources.workers + 1)
+            for number in range(1, resources.fewest + 1)
         }
         for share in sorted((s for s in shares if 0 < s < asked), reverse=True):
             changed = resources.model_copy(update={field_name: share})
             needs = worker_needs(changed, memory_bytes)
-            if sum(places_on(node, needs) for node in nodes) >= resources.workers:
+            if sum(places_on(node, needs) for node in nodes) >= resources.fewest:
                 yield f"{field_name}: {share:g}"
                 break
     if resources.gpus_per_worker and not any(node.get("GPU") for node in nodes):

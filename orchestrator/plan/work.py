@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from math import lcm
 from typing import Any
 
+from orchestrator.ladder import plan_steps
 from orchestrator.method_search import TrialPlan
 from orchestrator.search import expected_rounds
+from orchestrator.snapshot import KEPT
 from orchestrator.spec import AnyTask, CampaignSpec, MethodSpec, content_hash
+from orchestrator.spec_search import SearchSpec
 from orchestrator.training import POINTS_PER_STRETCH
 
 DENSE, GATED, FINETUNE, SCRATCH = "dense", "gated", "finetune", "from-scratch"
@@ -82,6 +85,8 @@ class TaskWork:
     """Of speed: models, each with every batch size."""
     int8: int
     """Models that are measured in 8-bit integers too."""
+    snapshots: int = KEPT
+    """States of a training on its way that are kept."""
 
     @property
     def trials(self) -> list[ModelWork]:
@@ -99,7 +104,10 @@ class TaskWork:
 def task_work(spec: CampaignSpec, task: AnyTask) -> TaskWork:
     """Everything that a task trains and measures, if no trial fails."""
     resources = spec.resources_of(task)
-    rounds = [[trial_work(task, plan) for plan in each] for each in expected_rounds(spec, task)]
+    rounds = [
+        [trial_work(task, plan, spec.search) for plan in each]
+        for each in expected_rounds(spec, task)
+    ]
     num_trials = sum(map(len, rounds))
     return TaskWork(
         name=task.name,
@@ -109,6 +117,7 @@ def task_work(spec: CampaignSpec, task: AnyTask) -> TaskWork:
         rounds=rounds,
         timings=num_trials,
         int8=1 + num_trials if spec.measure.int8 else 0,
+        snapshots=spec.retention.snapshots,
     )
 
 
@@ -125,20 +134,21 @@ def dense_work(task: AnyTask) -> ModelWork:
     )
 
 
-def trial_work(task: AnyTask, plan: TrialPlan) -> ModelWork:
+def trial_work(task: AnyTask, plan: TrialPlan, search: SearchSpec) -> ModelWork:
     """One trial: before its projection, and after it."""
     method, every = plan.method, task.evaluate_every
+    gated, finetune = _parts(plan, search)
     if method.kind == "from-scratch":
         # for as long as the dense model and its compression together
         steps = {SCRATCH: method.steps + task.dense.steps}
         validations = {SMALL: stretch_validations(steps[SCRATCH], every) + 1}
     else:
-        steps = {GATED: method.gated_steps, FINETUNE: method.finetune_steps}
+        steps = {GATED: gated, FINETUNE: finetune}
         validations = {
             # just before the projection once more
-            WHOLE: stretch_validations(method.gated_steps, every) + 1,
+            WHOLE: stretch_validations(gated, every) + 1,
             # just after it, and the export
-            SMALL: 1 + stretch_validations(method.finetune_steps, every) + 1,
+            SMALL: 1 + stretch_validations(finetune, every) + 1,
         }
     return ModelWork(
         name=plan.name,
@@ -149,6 +159,17 @@ def trial_work(task: AnyTask, plan: TrialPlan) -> ModelWork:
         points={phase: stretch_points(number, every) for phase, number in steps.items()},
         method=method.model_dump(mode="json"),
     )
+
+
+def _parts(plan: TrialPlan, search: SearchSpec) -> tuple[int, int]:
+    """Steps before the projection and after it; those of a ladder's trunk count where they lead to
+    the next density."""
+    method = plan.method
+    if search.ladder is None:
+        return method.gated_steps, method.finetune_steps
+    rungs, branch_steps = plan_steps(search.ladder, method, search.descending)
+    rung = search.descending.index(method.density)
+    return rungs[rung] - (rungs[rung - 1] if rung else 0), branch_steps
 
 
 def setting_of(method: MethodSpec) -> str:

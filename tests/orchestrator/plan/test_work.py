@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.ladder import plan_steps
 from orchestrator.plan.work import (
     SMALL,
     WHOLE,
@@ -151,6 +152,20 @@ def test_settings_with_most_steps_come_first():
 
 def test_a_method_without_gates_has_one_phase():
     spec = campaign(method={"kind": "low-rank", "steps": 12})
-    trial = trial_work(spec.tasks[0], next(expected_rounds(spec, spec.tasks[0]))[0])
+    trial = trial_work(spec.tasks[0], next(expected_rounds(spec, spec.tasks[0]))[0], spec.search)
     assert trial.steps == {"finetune": 12}
     assert trial.validations == {WHOLE: 1, SMALL: 1 + 3 + 1}
+
+
+def test_what_a_ladder_shares_is_counted_once():
+    spec = campaign(
+        method={"kind": "adaptive", "steps": 100},
+        search={"density": [0.5, 0.25, 0.1], "ladder": True},
+    )
+    work = task_work(spec, spec.tasks[0])
+    assert spec.search.ladder is not None
+    rungs, branch = plan_steps(
+        spec.search.ladder, spec.method_of(spec.tasks[0]), spec.search.descending
+    )
+    assert sum(trial.steps["gated"] for trial in work.trials) == rungs[-1]
+    assert {trial.steps["finetune"] for trial in work.trials} == {branch}
