@@ -60,10 +60,12 @@ def page(ladder: TaskResult, alone: TaskResult, reference_drop: float) -> list[s
         for seed in ladders
         if set(ladders[seed]) == set(others.get(seed, {})) == set(densities)
     ]
-    if not shared or any(run.ladder is None for run in ladder.trials):
+    mixed = any(run.ladder is None for run in ladder.trials) or any(r.ladder for r in alone.trials)
+    if not shared or mixed:
         raise CampaignError(
-            f"task {ladder.task!r}: the first campaign must consist of ladders, the second have "
-            f"all of their densities {densities} with some of the seeds {sorted(ladders)}"
+            f"task {ladder.task!r}: the first campaign must consist of ladders, the second of "
+            f"trainings of their own, with the same densities {densities} and at least one of the "
+            f"seeds {sorted(ladders)}"
         )
     cost = steps_of_ladder(ladders[shared[0]].values()) / fmean(
         float(run.config["steps"]) for run in alone.trials
