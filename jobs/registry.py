@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from jobs.commands import console, say, task_of
@@ -105,7 +106,7 @@ def audit(path: Path, overrides: Sequence[str], task_name: str | None, model: st
         what = event.action if event.came_to_pass else f"{event.action}, did not come to pass"
         when = event.when[:19].replace("T", " ")
         table.add_row(when, event.who, what, event.version, event.before or "", event.why)
-    console.print(table)
+    _print(table)
     now = {alias: registry.version(name, alias) for alias in (CHAMPION, PREVIOUS, CANDIDATE)}
     say(
         f"{name}: " + ", ".join(f"{k} {'is version ' + v if v else 'none'}" for k, v in now.items())
@@ -171,7 +172,12 @@ def _show_difference(rows: Sequence[tuple[str, str, str]]) -> None:
     table = Table("", "champion", "this version", title="against today's champion")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    # a pipe has no width of its own
+    (console if console.is_terminal else Console(width=160)).print(table)
 
 
 def _registry(spec: CampaignSpec) -> Any:

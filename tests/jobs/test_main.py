@@ -14,7 +14,7 @@ from jobs.__main__ import app
 from jobs.job_app import job
 
 COMMANDS = ["validate", "plan", "run", "status", "submit", "report", "results", "promote"]
-COMMANDS += ["rollback", "compress", "bench", "export", "ui"]
+COMMANDS += ["rollback", "copy", "audit", "compress", "bench", "export", "ui"]
 JOB_COMMANDS = ["status", "logs", "stop"]
 WITHOUT_SPEC = ["bench", "export"]
 HEAVY = {"torch", "ray", "mlflow", "transformers", "pydantic", "numpy", "orchestrator", "lowrank"}
