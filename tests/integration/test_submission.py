@@ -20,7 +20,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.cluster import DRIVER
+from orchestrator.cluster import CAPACITY_ENV, DRIVER
 from orchestrator.layout import Layout
 from orchestrator.records import CampaignResult, TaskResult
 from orchestrator.tracking import default_tracking_uri
@@ -223,14 +223,17 @@ def _stopped_halfway(head: Head, spec: Sequence[str], storage: Path, log: Path) 
     assert "RUNNING" not in statuses
 
 
-def test_what_cannot_run_is_refused_before_it_is_sent(head: Head, tmp_path: Path) -> None:
+def test_what_cannot_run_is_refused_before_it_is_sent(
+    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CAPACITY_ENV, '{"CPU": 2}')
     path, storage = write_spec(tmp_path, "refused")
     stranger = head.lowrank("submit", str(path), token=False)
     assert (stranger.returncode, stranger.stdout) == (1, "")
     assert "wants a token" in stranger.stderr
     large = head.lowrank("submit", str(path), "--set", "resources.workers=8")
     assert (large.returncode, large.stdout) == (1, "")
-    assert "one trial needs 8 CPU, the cluster has 0 (8 workers)" in large.stderr
+    assert "one trial needs 8 CPU, the cluster has 2 (8 workers)" in large.stderr
     unknown = head.lowrank("job", "stop", str(path))
     assert unknown.returncode == 1
     assert "campaign 'refused' was never submitted to" in unknown.stderr
