@@ -87,7 +87,7 @@ def test_messages_that_the_guide_explains_are_those_of_the_code():
         for path in sorted((ROOT / folder).rglob("*.py"))
     )
     quoted = re.findall(r"(?m)^\| `([^`]+)`", table)
-    assert len(quoted) == 14
+    assert len(quoted) == 12
     for message in quoted:
         parts = re.split(r"\d+ (?:driver|GPU)|, the cluster has \d+", message)
         for part in parts:

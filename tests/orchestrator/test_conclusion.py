@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from orchestrator.conclusion import _publish
 from orchestrator.front.assess import noisy_front
+from orchestrator.layout import Layout
 from orchestrator.tracking import Tracking
 from tests.orchestrator.front.test_assess import repeated
 from tests.orchestrator.record_factory import make_campaign
@@ -28,11 +29,10 @@ def test_runs_say_how_sure_the_front_is(store: str, tmp_path: Path) -> None:
     front = noisy_front(trials, task.dense, task.data, draws=50)
     assert front is not None
     campaign = make_campaign([replace(task, noisy_front=front)])
-    for path in (tmp_path / "report.html", tmp_path / "result.json"):
+    layout = Layout(tmp_path, "small-fleet")
+    layout.create()
+    for path in (layout.report, layout.result, layout.card("docs-lm")):
         path.write_text("{}")
-    layout = SimpleNamespace(
-        root=tmp_path, report=tmp_path / "report.html", result=tmp_path / "result.json"
-    )
     # of a site only these are asked
     _publish(
         SimpleNamespace(layout=layout, tracking=tracking),
@@ -47,6 +47,8 @@ def test_runs_say_how_sure_the_front_is(store: str, tmp_path: Path) -> None:
     assert told.metrics["front/hypervolume_low"] == pytest.approx(volume.low)
     assert told.metrics["front/seed_noise"] == pytest.approx(0.004)
     assert told.tags["front.reference"] == "quality drop 0.1, parameters 1, latency 1"
+    kept = {each.path for each in client.list_artifacts(parent)}
+    assert {"report.html", "result.json", "card-docs-lm.md"} <= kept
     for trial in trials:
         assert trial.mlflow_run_id is not None
         found = client.get_run(trial.mlflow_run_id).data.metrics["front/probability"]

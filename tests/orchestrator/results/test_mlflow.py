@@ -14,6 +14,7 @@ import pytest
 from orchestrator.campaign import Campaign
 from orchestrator.campaign_state import TaskState
 from orchestrator.errors import TrackingError
+from orchestrator.housekeeping import Housekeeping
 from orchestrator.records import ModelRecord
 from orchestrator.tracking import RunWriter, Tracking
 from orchestrator.tracking.reading import RunReader
@@ -88,13 +89,14 @@ class TestMlflow:
         record = replace(record, mlflow_run_id=run)
         RunWriter(tracking.uri, run).record(record)
         rows = [make_speed(8, 0.5, random.Random(0))]
-        monkeypatch.setattr("orchestrator.cluster.run_alone", lambda *args: rows)
+        monkeypatch.setattr("orchestrator.cluster.run_alone", lambda *args, **more: rows)
         data: Any = SimpleNamespace(folder=tmp_path)
         state = TaskState(
             task=spec.tasks[0], data=data, run_id="p", dense=fake.dense, trials=[record]
         )
         campaign = Campaign(spec, lambda text: None)
         campaign.tracking = tracking
+        campaign.house = Housekeeping(spec, campaign.layout, tracking, print)
         campaign._measure(state)
         reader = RunReader(tracking.uri, "compare")
         assert reader.record(reader.runs()[0]) == replace(record, speed=rows) == state.trials[0]
@@ -110,7 +112,7 @@ class TestMlflow:
             for record in (fake.dense, trial)
         ]
         answers = ["no kernels", as_int8(trial)]
-        monkeypatch.setattr("orchestrator.cluster.run_alone", lambda *args: answers.pop(0))
+        monkeypatch.setattr("orchestrator.cluster.run_alone", lambda *args, **more: answers.pop(0))
         data: Any = SimpleNamespace(folder=tmp_path)
         state = TaskState(
             task=spec.tasks[0], data=data, run_id="p", dense=records[0], trials=[records[1]]
@@ -121,6 +123,7 @@ class TestMlflow:
         assert (said, len(answers)) == ([], 2)
         campaign = Campaign(spec, said.append)
         campaign.tracking = tracking
+        campaign.house = Housekeeping(spec, campaign.layout, tracking, print)
         campaign._measure_int8(state)
         assert "no 8-bit integers: no kernels" in said[1]
         assert state.dense == records[0]
