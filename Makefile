@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.t
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick check clean clean-all
+.PHONY: help demo test test-long quick check clean clean-all
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -17,8 +17,11 @@ demo: $(VENV)/.ready  ## run jobs/specs/demo.yaml: two models, compressed, measu
 	$(BIN)/lowrank run jobs/specs/demo.yaml
 
 # one thread each: two processes with two threads would be in each other's way on two cores
-test: $(VENV)/.ready-test  ## every test that needs no GPU, in two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadgroup --no-loadscope-reorder
+test: $(VENV)/.ready-test  ## every test that needs no GPU and not minutes by itself, in two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not long" -n 2 --dist loadgroup --no-loadscope-reorder
+
+test-long: $(VENV)/.ready-test  ## the others: campaigns on a bucket, ladders, workers that come and go
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 quick: $(VENV)/.ready-test  ## the tests that take seconds and start no cluster
 	$(BIN)/python -m pytest -m "not slow and not ray and not gpu"

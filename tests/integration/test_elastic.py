@@ -17,7 +17,7 @@ from orchestrator.tracking.reading import RunReader
 from tests.integration.conftest import compression, environment
 from tests.orchestrator.small import one_core, train_to
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 ON_A_CLUSTER = """
 import json, os, socket, sys, threading, time

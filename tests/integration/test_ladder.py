@@ -14,7 +14,7 @@ from orchestrator.records import CampaignResult
 from orchestrator.tracking import default_tracking_uri
 from tests.integration.conftest import lowrank, start, wait_for, without_letters, write_spec
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 LADDER = (
     "--set",
