@@ -243,7 +243,8 @@ RECORD, RESULT = "record.json", "result.json"
 RECORD_CASES = [
     _record("missing", lambda folder: (folder / RECORD).unlink()),
     _record("empty", _bytes(RECORD, lambda b: b"")),
-    _record("cut in half", _bytes(RECORD, _half)),
+    # not in half: how long the figures before that are differs from machine to machine
+    _record("cut in a name", _bytes(RECORD, lambda b: b[: b.index(b'"validation"') + 4])),
     _record("that is binary", _bytes(RECORD, lambda b: bytes(range(128, 256)))),
     _record("that is a list", _bytes(RECORD, lambda b: b"[]")),
     _record("nested 100,000 deep", _bytes(RECORD, lambda b: b"[" * 100_000)),

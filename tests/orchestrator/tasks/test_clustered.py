@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from lowrank.counting import num_matrix_parameters
 from lowrank.hf import load_pretrained
-from orchestrator.compression import _counts, _make_pruner
+from orchestrator.compression import _counts, make_pruner
 from orchestrator.data.prepare import prepare_data
 from orchestrator.errors import ModelError
 from orchestrator.export_model import with_densities
+from orchestrator.methods import make_method
 from orchestrator.models import CLUSTER_SHARES, build_config, build_model, takes_targets
 from orchestrator.spec import LanguageModelling, MethodSpec, ModelSpec
 from orchestrator.tasks import make_task
@@ -140,7 +141,8 @@ def test_clusters_start_from_the_counts_of_their_own_words(words: Family):
     model = load_pretrained(words.dense.export)
     counts = [_counts(task, table) for table in model.model.embed_tokens.clusters]
     assert torch.cat(counts).tolist() == words.data.token_counts("train").tolist()
-    pruner = _make_pruner(job, model, task, LocalWorkers())
+    method = make_method(job.method_spec)
+    pruner = make_pruner(job, method, model, task, LocalWorkers())
     assert pruner.model.model.embed_tokens.clusters[1].first_token == len(counts[0])
 
 
