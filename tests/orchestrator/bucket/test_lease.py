@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -155,6 +156,10 @@ def test_a_driver_that_was_found_dead_ends_when_it_looks(bucket: Bucket):
         time.sleep(2 * BEAT_S)
         for name in claims(layout):
             mirror.objects.delete(mirror.key(layout.root / module.DRIVERS / name))
+        # whose claim may come back, if it was about to renew it: then the later term tells
+        claim = {"machine": "m", "process": 1, "state": module.DRIVING, "term": 9, "beat": 1}
+        key = mirror.key(layout.root / module.DRIVERS / "other.json")
+        mirror.objects.write(key, json.dumps(claim).encode())
 
     def drive() -> None:
         with heard(), layout.locked(said.append):
