@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
+from orchestrator.bucket.kept import states_at
 from orchestrator.errors import ClusterError
 from orchestrator.snapshot import SnapshotStore
 from orchestrator.spec import Resources
@@ -35,12 +35,12 @@ def num_workers(resources: Resources) -> int | tuple[int, int]:
     return resources.min_workers, resources.workers
 
 
-def callbacks(resources: Resources, states: Path) -> list[Any]:
+def callbacks(resources: Resources, states: str) -> list[Any]:
     """What an elastic training needs in Ray's controller; nothing for a fixed number of workers.
 
     Args:
         resources: Of the training.
-        states: Folder of its states.
+        states: Place (`bucket.places`) of its states.
     """
     if resources.min_workers is None:
         return []
@@ -62,7 +62,7 @@ def callbacks(resources: Resources, states: Path) -> list[Any]:
         def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
             if self.actors:
                 logger.info("%d workers from now on", resize_decision.num_workers)
-                save_first(self.actors, SnapshotStore(states))
+                save_first(self.actors, states_at(states))
 
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
             names = type(previous_state).__name__, type(current_state).__name__

@@ -36,8 +36,8 @@ notice of preemption does not count."""
 
 Train = Callable[[Launch, list[Any]], ModelRecord | None]
 """Trains what a launch asks for and leaves its files at home; gets callbacks of Ray Train. Nothing
-comes of a trunk but its starts. In a
-campaign `train_on_workers`; another one stands in where the campaign itself is looked at."""
+comes of a trunk but its starts. In a campaign `train_on_workers`; another one stands in where the
+campaign itself is looked at."""
 
 
 def worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -206,6 +206,7 @@ def _trainer(launch: Launch, callbacks: list[Any]) -> Any:
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
     layout, key = launch.layout, launch.key
+    states = layout.mirror.place(layout.snapshots(key))
     return TorchTrainer(
         worker,
         train_loop_config={
@@ -234,7 +235,7 @@ def _trainer(launch: Launch, callbacks: list[Any]) -> Any:
             # limit is finite, for Ray's default waits for ever for workers that cannot be placed
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=[*callbacks, *elastic_callbacks(resources, layout.snapshots(key))],
+            callbacks=[*callbacks, *elastic_callbacks(resources, states)],
         ),
     )
 

@@ -234,10 +234,10 @@ def test_room_is_waited_for_without_hurry_and_not_for_ever(monkeypatch: pytest.M
 
 
 def test_a_fixed_number_needs_nothing_of_rays_insides(tmp_path: Path):
-    assert elastic.callbacks(Resources(workers=2), tmp_path) == []
+    assert elastic.callbacks(Resources(workers=2), str(tmp_path)) == []
     assert elastic.num_workers(Resources(workers=2)) == 2
     assert elastic.num_workers(Resources(workers=2, min_workers=1)) == (1, 2)
-    (callback,) = elastic.callbacks(Resources(workers=2, min_workers=1), tmp_path)
+    (callback,) = elastic.callbacks(Resources(workers=2, min_workers=1), str(tmp_path))
     logging.getLogger(__name__).debug("%s", callback)
     # before there is a group there is nothing to save
     callback.before_controller_execute_resize_decision(None)
