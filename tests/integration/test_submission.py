@@ -144,6 +144,7 @@ def _models(task: TaskResult) -> dict[str, object]:
     return {r.key: (r.export_sha256, r.validation, r.test, r.size) for r in records}
 
 
+@pytest.mark.long
 def test_a_submitted_campaign_is_followed_stopped_and_finished(
     head: Head, tmp_path: Path, campaign: Ran
 ) -> None:
