@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.bucket.places import here
-from orchestrator.promotion.load_test import SIDE_BY_SIDE, LoadTest, load_test
+from orchestrator.load_test import SIDE_BY_SIDE, LoadTest, load_test
 from orchestrator.records import ModelRecord, Size
 from orchestrator.rules import parse_rule
 from orchestrator.spec import AnyTask, PromoteSpec

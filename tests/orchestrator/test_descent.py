@@ -150,7 +150,7 @@ def test_seconds_are_charged_once(whole: Any):
     assert reached == sorted(reached)
     for record, start in zip(records, facts, strict=True):
         at_the_rung = next(p.seconds for p in record.curve if p.step == len(start["curve"]))
-        behind = record.train_seconds + start["shared_seconds"]
+        behind = record.train_seconds + start["shared_seconds"] + 0.002  # both are rounded
         assert behind >= max(point.seconds for point in record.curve) > at_the_rung
     shared = [record.ladder.shared_steps for record in records]
     paid = [record.ladder.trunk_steps for record in records]

@@ -1,6 +1,6 @@
 """Whether a logged model answers many requests, side by side and alike, as a server would ask it.
 
-    python -m orchestrator.promotion.load_test FOLDER --requests 100
+    python -m orchestrator.load_test FOLDER --requests 100
 
 A process of its own, so that the model loads with the code that travels with it and nothing that
 is here already. FOLDER is an MLflow model; what is asked is its own input example. Prints JSON.
@@ -48,7 +48,7 @@ def load_test(folder: Path, requests: int) -> LoadTest:
     Raises:
         RegistryError: The process ended without a result; with its last words.
     """
-    command = [sys.executable, "-m", "orchestrator.promotion.load_test", str(folder)]
+    command = [sys.executable, "-m", "orchestrator.load_test", str(folder)]
     done = subprocess.run(
         [*command, "--requests", str(requests)], capture_output=True, text=True, check=False
     )
@@ -70,6 +70,8 @@ def main() -> None:
 def _ask(folder: Path, requests: int) -> LoadTest:
     import mlflow
 
+    # the code that travels with the model is not even looked at if there is other
+    assert "lowrank" not in sys.modules
     model = mlflow.pyfunc.load_model(str(folder))
     example = model.input_example
     if example is None:
