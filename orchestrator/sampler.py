@@ -6,7 +6,7 @@ another machine, has the trials that it had.
 
 The process, its expected improvement of the hypervolume and the optimizer are Optuna's
 `GPSampler`. `python -m benchmarks.samplers` compares it with random draws and with Optuna's
-tree-structured Parzen estimator, which at a few dozen trials was no better than chance
+tree-structured Parzen estimator, which at two dozen trials was hardly better than chance
 (docs/results/samplers.md).
 """
 
