@@ -135,6 +135,7 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord | None
     from ray.exceptions import RayActorError
 
     layout, key = launch.layout, launch.key
+    resources = Resources.model_validate(launch.resources)
     states = states_at(layout.mirror.place(layout.snapshots(key)))
     layout.mirror.forget(layout.hung(key))
     if layout.mirror.is_bucket:
@@ -145,7 +146,7 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord | None
         # no use, and a file that Ray was writing when it died would stop the controller
         shutil.rmtree(layout.train / key, ignore_errors=True)
         try:
-            with attended(launch.resources["hang_minutes"], layout.hung(key)) as signs:
+            with attended(resources.hang_minutes, layout.hung(key)) as signs:
                 result = _trainer(launch, [*callbacks, signs]).fit()
         except (ray.train.TrainingFailedError, RayActorError) as error:
             collect_notes(layout.mirror.place(layout.hung(key)))
@@ -245,7 +246,7 @@ def _reason(launch: Launch, error: BaseException) -> str:
     stood = hung(launch.layout.hung(launch.key))
     if not stood:
         return _innermost(error)
-    minutes = launch.resources["hang_minutes"]
+    minutes = Resources.model_validate(launch.resources).hang_minutes
     return f"{_innermost(error)}; no step for {minutes:g} minutes: {stood}"
 
 
