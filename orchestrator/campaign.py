@@ -30,7 +30,7 @@ from orchestrator.plan.make import keep_counts
 from orchestrator.progress import Progress
 from orchestrator.records import CampaignResult, ModelRecord
 from orchestrator.retention import Expected, check_budget, expected_bytes, of_all
-from orchestrator.search import expected_trials, plan_trials
+from orchestrator.search import expected_rounds, expected_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec
 from orchestrator.spec_search import ComparedMethod
@@ -214,7 +214,11 @@ class Campaign:
             expected_bytes(
                 parameters=total,
                 prunable=prunable,
-                densities=[plan.method.density for plan in plan_trials(self.spec, task, "")],
+                densities=[
+                    plan.method.density
+                    for each in expected_rounds(self.spec, task)
+                    for plan in each
+                ],
                 concurrent=self.spec.resources_of(task).concurrent_trials,
                 snapshots=self.spec.retention.snapshots,
                 data_bytes=num_bytes(data.folder),

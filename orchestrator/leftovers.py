@@ -1,6 +1,6 @@
 """Frees the machines that a job which is over still holds on a Ray cluster.
 
-Ray Train takes machines by detached placement groups, and has a helper that frees them when a
+Ray Train takes machines by placement groups, and has a helper that frees them when a
 controller dies; but the helper hears of a group only when its workers run. A job that ends before
 leaves machines taken until the cluster is started anew. So a campaign looks after its own jobs:
 after each of its sessions, and before the next one for a driver that was killed; and a trial frees
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 SETTLED_S = 3.0
@@ -18,6 +19,8 @@ SETTLED_S = 3.0
 something."""
 ORPHANED_S = 1.0
 """A controller that was killed is known to be dead well within that."""
+LOOK_EVERY_S = 0.2
+"""Between two looks for groups."""
 MOST = 10_000
 """Of what the state API lists at once; its own limit."""
 
@@ -58,18 +61,7 @@ def free(job: str, settled_s: float = SETTLED_S) -> int:
     Raises:
         RayStateApiException, ConnectionError: The cluster's dashboard does not answer.
     """
-    removed: set[str] = set()
-    quiet_since = time.monotonic()
-    while True:
-        groups = _groups(job)
-        for group in groups:
-            _remove(group)
-        removed.update(groups)
-        if groups:
-            quiet_since = time.monotonic()
-        elif time.monotonic() - quiet_since >= settled_s:
-            return len(removed)
-        time.sleep(0.5)
+    return _remove_until_quiet(lambda: _groups(job), settled_s)
 
 
 def free_orphans(settled_s: float) -> int:
@@ -84,10 +76,15 @@ def free_orphans(settled_s: float) -> int:
     Returns:
         How many were removed.
     """
+    return _remove_until_quiet(_orphans, settled_s)
+
+
+def _remove_until_quiet(find: Callable[[], list[str]], settled_s: float) -> int:
+    """Remove what is found, again and again until for so long nothing was; how many that were."""
     removed: set[str] = set()
     quiet_since = time.monotonic()
     while True:
-        groups = _orphans()
+        groups = find()
         for group in groups:
             _remove(group)
         removed.update(groups)
@@ -95,7 +92,7 @@ def free_orphans(settled_s: float) -> int:
             quiet_since = time.monotonic()
         elif time.monotonic() - quiet_since >= settled_s:
             return len(removed)
-        time.sleep(0.2)
+        time.sleep(LOOK_EVERY_S)
 
 
 def _orphans() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 from orchestrator.draws import Draws
@@ -69,8 +70,8 @@ class MethodSearch:
 
     def draws(
         self, losses: Mapping[str, Loss], failed: Collection[str], kept: Draws
-    ) -> list[TrialPlan]:
-        """Every draw that is known by now.
+    ) -> tuple[list[TrialPlan], bool]:
+        """Every draw that is known by now, and whether no more will come.
 
         Args:
             losses: Of the trials that have a model.
@@ -79,16 +80,8 @@ class MethodSearch:
         """
         drawn = self._drawn()
         if self.spec.search.sampler == "random" or not self.fields:
-            return drawn
+            return drawn, True
         return self._suggested(drawn, losses, failed, kept)
-
-    def is_drawn(self, draws: Sequence[TrialPlan]) -> bool:
-        """Whether no more draws will come."""
-        return len(draws) >= self._num_suggested or self.spec.search.sampler == "random"
-
-    @property
-    def _num_suggested(self) -> int:
-        return self.num_draws * len(self.tuned) if self.fields else 0
 
     def _suggested(
         self,
@@ -96,33 +89,30 @@ class MethodSearch:
         losses: Mapping[str, Loss],
         failed: Collection[str],
         kept: Draws,
-    ) -> list[TrialPlan]:
+    ) -> tuple[list[TrialPlan], bool]:
         """The first ones at random, over all densities in turn; then batches, each when all before
         have ended, by what they came to."""
         search, space = self.spec.search, {"density": list(self.tuned), **self.fields}
+        wanted = self.num_draws * len(self.tuned)
         drawn_fields = {k for k, choice in self.fields.items() if isinstance(choice, Distribution)}
         plans = {plan.key: plan for plan in drawn[: search.startup]}
-        while len(plans) < self._num_suggested:
+        while len(plans) < wanted:
             if any(key not in losses and key not in failed for key in plans):
-                break
-            count = min(search.batch, self._num_suggested - len(plans))
+                return list(plans.values()), False
+            count = min(search.batch, wanted - len(plans))
             # of who was tried, not of what they came to: a trial that is trained again on another
             # machine must not leave all that followed without a plan
             seed = int(content_hash([self._stream, space_facts(space), list(plans)]), 16)
             past = [_tried(plan, losses) for plan in plans.values()]
-            batch = kept.batch(
-                f"{seed:016x}",
-                lambda past=past, count=count, seed=seed: suggest(  # type: ignore[misc]
-                    space, past, count, seed % 2**32, search.startup
-                ),
-            )
+            asked = partial(suggest, space, past, count, seed % 2**32, search.startup)
+            batch = kept.batch(f"{seed:016x}", asked)
             before = len(plans)
             for values in batch:
                 plan = self.plan({k: _plain(k, v, k in drawn_fields) for k, v in values.items()})
                 plans.setdefault(plan.key, plan)
             if len(plans) == before:  # a short list is exhausted
                 break
-        return list(plans.values())
+        return list(plans.values()), True
 
     @property
     def _stream(self) -> list[Any]:

@@ -52,9 +52,9 @@ def plan_trials(
     plans: dict[str, TrialPlan] = {}
     methods = {method.name: method for method in methods_of(spec, task, data_hash)}
     for method in methods.values():
-        known = method.draws(losses, failed, draws or Draws())
+        known, complete = method.draws(losses, failed, draws or Draws())
         plans |= {plan.key: plan for plan in known}
-        for density in method.tuned if method.is_drawn(known) else []:
+        for density in method.tuned if complete else []:
             drawn = [plan for plan in known if plan.method.density == density]
             best = _best(drawn, losses, failed)
             if best is not None:

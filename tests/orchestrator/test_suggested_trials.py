@@ -124,10 +124,12 @@ def test_a_method_with_nothing_to_search_has_its_densities():
 
 def test_a_short_list_is_exhausted():
     """Six trials are asked for, and two densities with two rates are four."""
-    spec = spec_with(finetune_learning_rate=[1e-3, 1e-4])
-    sizes = to_the_end(spec, Draws())
+    values = {"finetune_learning_rate": [1e-3, 1e-4]}
+    sizes = to_the_end(spec_with(**values), draws := Draws())
     assert sizes[0] == 2
     assert sizes[-1] <= 4
+    # and then comes what follows from draws that are all there
+    assert to_the_end(spec_with(**values, repeats=2), draws)[-1] == sizes[-1] + 2
 
 
 @pytest.mark.parametrize(
