@@ -165,9 +165,9 @@ def _show_checks(outcome: Any) -> None:
         say(f"  {'pass' if check['passed'] else 'FAIL'}  {check['rule']}: {check['value']}")
 
 
-def _show_difference(rows: Sequence[tuple[str, str, str]]) -> None:
+def _show_difference(rows: Sequence[tuple[str, str, str]] | None) -> None:
     if not rows:
-        say("there is no champion yet")
+        say("there is no champion yet" if rows is None else "this is today's champion")
         return
     table = Table("", "champion", "this version", title="against today's champion")
     for row in rows:

@@ -145,16 +145,19 @@ def _with(outcome: Promotion, promoted: bool, sentence: str) -> Promotion:
     return replace(outcome, promoted=promoted, sentence=sentence)
 
 
-COMPARED = ("test.", "validation.", "density.", "speedup.", "num_parameters", "num_bytes", "spec_")
+COMPARED = ("test.", "validation.", "density.", "speedup.", "num_", "spec_", "data_", "license")
 """Beginnings of the tags in which two versions are worth comparing."""
 
 
-def difference(registry: Registry, name: str, version: str) -> list[tuple[str, str, str]]:
-    """A version beside today's champion: what, the champion's, the version's; empty without one."""
+def difference(registry: Registry, name: str, version: str) -> list[tuple[str, str, str]] | None:
+    """A version beside today's champion: what, the champion's, the version's; nothing if it is the
+    champion, None if there is none."""
     champion = registry.version(name, CHAMPION)
     if champion is None:
+        return None
+    if champion == version:
         return []
     ours, theirs = registry.tags(name, version), registry.tags(name, champion)
-    names = sorted(k for k in ours | theirs if k.startswith((*COMPARED, "data_hash", "license")))
+    names = sorted(k for k in ours | theirs if k.startswith(COMPARED))
     rows = [(each, theirs.get(each, ""), ours.get(each, "")) for each in names]
     return [("version", champion, version), *(row for row in rows if row[1] != row[2])]

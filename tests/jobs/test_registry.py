@@ -123,6 +123,7 @@ def test_a_dry_run_shows_the_difference_and_moves_nothing(
     assert (registry.version(NAME, CHAMPION), registry.trail(NAME)) == (None, [])
 
     registry.promote(NAME, "2")
+    assert "this is today's champion" in lowrank("promote", finished, "--dry-run").stdout
     before = registry.tags(NAME, "1")
     result = lowrank("promote", finished, "--version", "1", "--dry-run")
     assert result.exit_code == 1
