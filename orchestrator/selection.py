@@ -28,7 +28,7 @@ from orchestrator.wording import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.spec import SelectSpec
+    from orchestrator.spec_after import SelectSpec
 
 _SUPERLATIVE = {
     "smallest": "the smallest",

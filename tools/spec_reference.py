@@ -18,15 +18,13 @@ from orchestrator.spec import (
     Files,
     HubDataset,
     LanguageModelling,
-    MeasureSpec,
     ModelSpec,
-    PromoteSpec,
     PythonDocs,
     Regression,
     Resources,
-    SelectSpec,
     TrackingSpec,
 )
+from orchestrator.spec_after import MeasureSpec, PromoteSpec, SelectSpec
 from orchestrator.spec_block import Block
 from orchestrator.spec_glue import Glue
 from orchestrator.spec_ladder import LadderSpec

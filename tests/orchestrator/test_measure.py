@@ -18,7 +18,7 @@ from lowrank.int8 import num_int8_bytes, quantize_int8
 from lowrank.timing import Pair
 from orchestrator.measure import measure_int8, measure_speed, to_speed
 from orchestrator.records import Speed
-from orchestrator.spec import MeasureSpec
+from orchestrator.spec_after import MeasureSpec
 from orchestrator.tasks import make_task
 from orchestrator.training import evaluate
 from orchestrator.workers import LocalWorkers

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from orchestrator.errors import RegistryError
 from orchestrator.records import ModelRecord
 from orchestrator.registry import CANDIDATE, CHAMPION, PREVIOUS, Registry
-from orchestrator.spec import PromoteSpec
+from orchestrator.spec_after import PromoteSpec
 from orchestrator.tracking import RunWriter, Tracking
 from tests.orchestrator.record_factory import make_speed
 from tests.orchestrator.small import Family

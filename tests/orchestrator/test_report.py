@@ -23,7 +23,7 @@ from orchestrator.report_curves import MAX_POINTS, _series, phases, rank_share
 from orchestrator.report_table import terminal_table
 from orchestrator.report_trials import outcome, trial_table
 from orchestrator.selection import choose
-from orchestrator.spec import SelectSpec
+from orchestrator.spec_after import SelectSpec
 from tests.orchestrator.record_factory import (
     make_campaign,
     make_dense,

@@ -17,7 +17,7 @@ from orchestrator.report_methods import compared_runs, mean_and_spread, methods_
 from orchestrator.report_table import terminal_table
 from orchestrator.report_trials import trial_table
 from orchestrator.selection import choose
-from orchestrator.spec import SelectSpec
+from orchestrator.spec_after import SelectSpec
 from tests.orchestrator.record_factory import (
     make_campaign,
     make_dense,

@@ -14,7 +14,7 @@ from orchestrator.front.objectives import largest_batch, loss_values
 from orchestrator.records import ModelRecord
 from orchestrator.rules import parse_rule
 from orchestrator.selection import choose, reference_drop
-from orchestrator.spec import SelectSpec
+from orchestrator.spec_after import SelectSpec
 from tests.orchestrator.record_factory import (
     dense_size,
     make_dense,
