@@ -161,13 +161,16 @@ def test_a_driver_that_was_found_dead_ends_when_it_looks(bucket: Bucket):
         key = mirror.key(layout.root / module.DRIVERS / "other.json")
         mirror.objects.write(key, json.dumps(claim).encode())
 
+    other = threading.Thread(target=take_over)
+
     def drive() -> None:
         with heard(), layout.locked(said.append):
-            threading.Thread(target=take_over).start()
+            other.start()
             time.sleep(60)
 
     with interruptible(), pytest.raises(KeyboardInterrupt):
         drive()
+    other.join()  # it may be found out between its two requests; after the test it has no key
     assert said == ["another driver has taken the campaign over; this one ends"]
 
 
