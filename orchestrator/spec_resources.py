@@ -28,8 +28,9 @@ class Resources(Block):
     concurrent_trials: int = Field(1, ge=1)
     """As many as this, if the cluster has room for them."""
     wait_minutes: float = Field(15, ge=0, le=1440)
-    """On a cluster: how long machines are waited for when not even one trial fits. 15: clouds bring
-    a GPU node within ten."""
+    """On a cluster: how long machines are waited for when not even one trial fits. Anywhere: how
+    long a training waits for storage that cannot be written. 15: clouds bring a GPU node within
+    ten."""
     hang_minutes: float = Field(30, gt=0, le=1440)
     """A worker that is longer about one step, one validation or the start is taken to hang: its
     training goes on from the last state. 30: as long as torch waits for a collective operation."""

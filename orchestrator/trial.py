@@ -26,6 +26,7 @@ from orchestrator.tracking import RunWriter, TrackingAway
 from orchestrator.tracking.journal import CurveSink, Journal
 from orchestrator.tracking.patience import Patience
 from orchestrator.watchdog import Watchdog, hung
+from orchestrator.writable import outwait
 
 logger = logging.getLogger(__name__)
 
@@ -142,21 +143,31 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord | None
         layout.mirror.forget(layout.model(key))  # one that is damaged, or of whom nothing is known
     attempts = _Attempts(states)
     while True:
-        # training goes on from its own snapshots; of Ray's state, what a killed attempt left is of
-        # no use, and a file that Ray was writing when it died would stop the controller
-        shutil.rmtree(layout.train / key, ignore_errors=True)
         try:
             with attended(resources.hang_minutes, layout.hung(key)) as signs:
+                # training goes on from its own snapshots; of Ray's state, what a killed attempt
+                # left is of no use, and a file that Ray was writing when it died would stop the
+                # controller
+                shutil.rmtree(layout.train / key, ignore_errors=True)
                 result = _trainer(launch, [*callbacks, signs]).fit()
-        except (ray.train.TrainingFailedError, RayActorError) as error:
+            return _brought_home(launch, result, states)
+        except (ray.train.TrainingFailedError, RayActorError, OSError) as error:
             collect_notes(layout.mirror.place(layout.hung(key)))
             # one that waited for machines has waited enough
             waited = isinstance(getattr(error, "controller_failure", None), ClusterError)
-            if waited or not attempts.another():
+            if waited or not (_outwaited(launch) or attempts.another()):
                 raise TrialError(_reason(launch, error), key) from error
             logger.warning("goes on from its last state: %s", _innermost(error))
-        else:
-            break
+
+
+def _brought_home(launch: Launch, result: Any, states: SnapshotStore) -> ModelRecord | None:
+    """The files of a training that ended, where models lie; its states are forgotten.
+
+    Raises:
+        TrialError: The job itself is at fault.
+        OSError: They cannot be written.
+    """
+    layout, key = launch.layout, launch.key
     returned: Any = result.return_value or {}
     if returned.get("failure"):
         # asked for again it begins anew: from its last state it would fail in the same way
@@ -178,6 +189,20 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord | None
     shutil.rmtree(layout.train / key, ignore_errors=True)
     states.clear()
     return ModelRecord.load(layout.record(key))
+
+
+def _outwaited(launch: Launch) -> bool:
+    """Whether the storage could not be written, and can again: what failed meanwhile had no
+    chance.
+
+    Raises:
+        TrialError: It cannot after all the time for which machines are waited for.
+    """
+    minutes = Resources.model_validate(launch.resources).wait_minutes
+    try:
+        return outwait(launch.layout.root, minutes)
+    except StorageError as error:
+        raise TrialError(str(error), launch.key) from error
 
 
 class _Attempts:
