@@ -19,8 +19,8 @@ def plan(
             "--cluster",
             metavar="JSON",
             help='Machines that are not here: \'{"CPU": 64, "GPU": 8}\', or a list, '
-            '\'[{"CPU": 16, "GPU": 4, "count": 2}]\'. By default the cluster of RAY_ADDRESS, '
-            "or this machine.",
+            '\'[{"CPU": 16, "GPU": 4, "count": 2, "labels": {"pool": "spot"}}]\'. '
+            "By default the cluster of RAY_ADDRESS, or this machine.",
         ),
     ] = None,
     profile: Annotated[

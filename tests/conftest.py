@@ -1,8 +1,13 @@
-"""How several processes share the tests (`make test`: pytest-xdist)."""
+"""How several processes share the tests (`make test`: pytest-xdist), and what all of them need."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# a busy machine is no failure
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import CampaignError
-from orchestrator.room import concurrent_trials
+from orchestrator.room import concurrent_trials, having
 from orchestrator.spec import Resources
+from orchestrator.spec_labels import matches
 from orchestrator.wording import count, plural
 
-Node = Mapping[str, float]
-"""A machine's resources: `CPU`, `GPU`, and `memory` in bytes where it is known."""
+Node = Mapping[str, Any]
+"""A machine's resources: `CPU`, `GPU`, and `memory` in bytes where it is known; `labels` where they
+are: without, it may have any."""
 
 NEARLY = 1e-9
 """Of a place, that rounding may lack: ten workers of 0.1 CPUs fit one."""
@@ -52,14 +54,14 @@ def parse_cluster(text: str) -> list[Node]:
 
     Args:
         text: `{"CPU": 64, "GPU": 8}`, or `[{"CPU": 16, "GPU": 4}, {"CPU": 32}]`; `count` stands
-            for several alike.
+            for several alike, and `labels` are those of the node: `{"pool": "spot"}`.
 
     Raises:
         CampaignError: It is something else.
     """
     rule = (
         '--cluster must be like {"CPU": 64, "GPU": 8}, or a list of machines '
-        f'[{{"CPU": 16, "GPU": 4, "count": 2}}], got {text[:200]}'
+        f'[{{"CPU": 16, "GPU": 4, "count": 2, "labels": {{"pool": "spot"}}}}], got {text[:200]}'
     )
     try:
         found = json.loads(text)
@@ -67,12 +69,15 @@ def parse_cluster(text: str) -> list[Node]:
         raise CampaignError(rule) from None
     nodes: list[Node] = []
     for node in found if isinstance(found, list) else [found]:
-        if not isinstance(node, dict) or not all(map(_is_amount, node.values())):
+        if not isinstance(node, dict):
+            raise CampaignError(rule)
+        labels = {"labels": node.pop("labels")} if "labels" in node else {}
+        if not all(map(_is_amount, node.values())) or not all(map(_are_labels, labels.values())):
             raise CampaignError(rule)
         number = node.pop("count", 1)
         if not node or number != int(number) or not 1 <= number <= 100_000:
             raise CampaignError(rule)
-        nodes += [node] * int(number)
+        nodes += [node | labels] * int(number)
     if not nodes:
         raise CampaignError(rule)
     return nodes
@@ -81,6 +86,10 @@ def parse_cluster(text: str) -> list[Node]:
 def _is_amount(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and 0 <= value < math.inf
+
+
+def _are_labels(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
 def task_fit(
@@ -100,6 +109,9 @@ def task_fit(
         memory_bytes: Of a worker at its peak; 0 if that is not known.
     """
     needs = worker_needs(resources, memory_bytes)
+    nodes = [
+        node for node in nodes if "labels" not in node or matches(resources.labels, node["labels"])
+    ]
     places = sum(places_on(node, needs) for node in nodes)
     fits = places // resources.fewest
     wanted = min(resources.concurrent_trials, most_at_once)
@@ -107,9 +119,10 @@ def task_fit(
     started = min(concurrent_trials(resources, sums), most_at_once)
     fit = TaskFit(task=task, places=places, side_by_side=max(1, min(wanted, fits)), started=started)
     if fits < 1:
+        where = f"{machines(nodes)}{having(resources.labels)}"
         fit.refusals.append(
             f"task {task}: one trial needs {_workers(resources.fewest, needs)}, there is room for "
-            f"{places} on {machines(nodes)}; {what_would_fit(resources, nodes, memory_bytes)}"
+            f"{places} on {where}; {what_would_fit(resources, nodes, memory_bytes)}"
         )
     elif started > fits:
         without_memory = sum(places_on(node, worker_needs(resources, 0)) for node in nodes)
@@ -137,7 +150,7 @@ def worker_needs(resources: Resources, memory_bytes: int = 0) -> dict[str, float
 
 def places_on(node: Node, needs: Mapping[str, float]) -> int:
     """Workers for which a machine has room; a machine whose memory is not known has enough."""
-    rooms = [
+    rooms: list[int] = [
         math.floor(node.get(name, 0) / amount + NEARLY)
         for name, amount in needs.items()
         if name != "memory" or "memory" in node
@@ -149,7 +162,8 @@ def what_would_fit(resources: Resources, nodes: Sequence[Node], memory_bytes: in
     """The nearest settings that have room, or the machines that would."""
     options = list(_options(resources, nodes, memory_bytes))
     needs = worker_needs(resources, memory_bytes)
-    options.append(f"machines with room for {_workers(resources.fewest, needs)}")
+    room = f"machines{having(resources.labels)} with room for"
+    options.append(f"{room} {_workers(resources.fewest, needs)}")
     return "what would fit: " + ", or ".join(options)
 
 
@@ -179,12 +193,14 @@ def machines(nodes: Sequence[Node]) -> str:
     """`2 machines (16 CPU, 4 GPU each)`, or the sum of unlike ones."""
     names = [name for name in ("CPU", "GPU", "memory") if any(node.get(name) for node in nodes)]
 
-    def amounts(node: Mapping[str, float]) -> str:
+    def amounts(node: Node) -> str:
         return ", ".join(_amount(name, node.get(name, 0)) for name in names)
 
+    if not nodes:
+        return "no machine"
     if len(nodes) == 1:
         return f"one machine ({amounts(nodes[0])})"
-    if all(dict(node) == dict(nodes[0]) for node in nodes):
+    if all(amounts(node) == amounts(nodes[0]) for node in nodes):
         return f"{len(nodes)} machines ({amounts(nodes[0])} each)"
     return (
         f"{len(nodes)} machines (the largest: {amounts(max(nodes, key=lambda n: n.get('CPU', 0)))})"

@@ -34,7 +34,7 @@ def this_node() -> Node:
     """This machine, as a local Ray would have it."""
     import torch
 
-    found: dict[str, float] = {
+    found = {
         "CPU": len(os.sched_getaffinity(0)),
         "GPU": torch.cuda.device_count(),
     }
@@ -73,6 +73,7 @@ def nodes_of_ray(found: list[dict[str, Any]], available: dict[str, Any]) -> list
     names = ("CPU", "GPU", "memory")
     nodes: list[Node] = [
         {name: node["Resources"][name] for name in names if name in node["Resources"]}
+        | {"labels": node.get("Labels") or {}}
         for node in found
     ]
     more = {

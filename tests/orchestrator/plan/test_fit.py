@@ -78,6 +78,21 @@ def test_memory_counts_where_it_is_known():
     assert "1 worker of 1 CPU, 12.0 GB memory" in refused[0]
 
 
+def test_machines_without_the_labels_have_no_room():
+    asked = resources(workers=2, labels={"pool": "spot"}, concurrent_trials=2)
+    spot, other = {"CPU": 2, "labels": {"pool": "spot"}}, {"CPU": 8, "labels": {}}
+    assert task_fit("t", asked, [spot, other], 2).places == 2
+    assert task_fit("t", asked, [spot, {"CPU": 8}], 2).places == 10  # nobody knows whose it is
+    assert task_fit("t", resources(workers=2), [spot, other], 2).places == 10
+    assert task_fit("t", asked, [spot, other], 2).started == 1
+    assert task_fit("t", asked, [other], 2).refusals == [
+        "task t: one trial needs 2 workers of 1 CPU, there is room for 0 on no machine with pool: "
+        "spot; what would fit: machines with pool: spot with room for 2 workers of 1 CPU"
+    ]
+    two = parse_cluster('{"CPU": 2, "count": 2, "labels": {"pool": "spot"}}')
+    assert task_fit("t", asked, two, 2).side_by_side == 2
+
+
 def test_no_more_trials_than_a_round_has():
     fit = task_fit("t", resources(concurrent_trials=8), [{"CPU": 16}], most_at_once=3)
     assert (fit.side_by_side, fit.started, fit.warnings) == (3, 3, [])
@@ -124,6 +139,7 @@ def test_machines_as_a_person_writes_them():
 
 @pytest.mark.parametrize(
     "text", ["", "64", "[]", "{}", '{"CPU": -1}', '{"CPU": true}', '{"CPU": "4"}', '[{"count": 2}]',
+             '{"CPU": 4, "labels": "spot"}', '{"CPU": 4, "labels": {"a": 1}}', '{"labels": {}}',
              '{"CPU": 4, "count": 1.5}', '{"CPU": 4, "count": 0}', "[[]]", '{"CPU": NaN}']
 )  # fmt: skip
 def test_machines_that_are_none(text: str):
@@ -138,8 +154,9 @@ def test_machines_in_words():
 
 
 def test_what_an_autoscaler_may_add_is_a_machine_that_nobody_knows():
-    nodes = [{"Resources": {"CPU": 4.0, "memory": 1e9, "driver": 64.0}}]
-    assert nodes_of_ray(nodes, {"CPU": 4.0}) == [{"CPU": 4.0, "memory": 1e9}]
+    nodes = [{"Resources": {"CPU": 4.0, "memory": 1e9, "driver": 64.0}, "Labels": {"pool": "spot"}}]
+    there = {"CPU": 4.0, "memory": 1e9, "labels": {"pool": "spot"}}
+    assert nodes_of_ray(nodes, {"CPU": 4.0}) == [there]
     found = nodes_of_ray(nodes, {"CPU": 20.0, "GPU": 2})
     assert found[1] == {"CPU": 16.0, "GPU": 2}
 
