@@ -96,6 +96,7 @@ class BucketJournal(Journal):
         self._now.push_file(self.path)
 
     def settle(self) -> None:
+        super().settle()
         if self._unsent:
             self._send()
 

@@ -1,8 +1,9 @@
 """The curve of a training, on disk before it is anywhere else.
 
 Every point is one line, each step once: a training that goes on after a crash computes again what
-came after its last state, and what it had told already is not told twice. A tracking store that
-is away gets the points when it is back; training does not wait for it.
+came after its last state, and what it had told already is not told twice. So nothing is told that
+could not be written down: it waits for the disk. A tracking store that is away gets the points
+when it is back. Training waits for neither.
 """
 
 from __future__ import annotations
@@ -48,11 +49,12 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.points = self._read()
-        """All of them, in the order in which they came."""
+        """All that are written down, in the order in which they came."""
         self._known = {_identity(each.point) for each in self.points}
+        self._unwritten: list[Stamped] = []
 
     def add(self, points: list[CurvePoint]) -> list[Stamped]:
-        """Write down the points of new steps; returns them.
+        """Write down the points of new steps, and those that could not be before; returns them.
 
         A file that cannot be written is a warning: training is worth more than its curve, which
         the model's record holds as well.
@@ -60,15 +62,19 @@ class Journal:
         now = int(time.time() * 1000)
         new = [Stamped(now, each) for each in points if _identity(each) not in self._known]
         self._known |= {_identity(each.point) for each in new}
-        self.points += new
+        self._unwritten += new
         try:
-            self._append(new)
+            self._append(self._unwritten)
         except OSError as error:
             logger.warning("%s: the curve cannot be written down: %s", self.path, error)
-        return new
+            return []
+        written, self._unwritten = self._unwritten, []
+        self.points += written
+        return written
 
     def settle(self) -> None:
         """The training is over: what is on its way to the storage arrives."""
+        self.add([])
 
     def remove(self) -> None:
         """It has been delivered, all of it."""
@@ -90,14 +96,16 @@ class Journal:
             text = self.path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return []
-        found = []
+        found: dict[tuple[int, float | None], Stamped] = {}
         for line in filter(None, text.splitlines()):
             try:
                 values = json.loads(line)
-                found.append(Stamped(int(values["at_ms"]), CurvePoint(**values["point"])))
+                each = Stamped(int(values["at_ms"]), CurvePoint(**values["point"]))
+                # a disk that was full had taken some lines of those that were written again
+                found.setdefault(_identity(each.point), each)
             except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 logger.warning("%s: a line that is no point is left out", self.path)
-        return found
+        return list(found.values())
 
 
 def _identity(point: CurvePoint) -> tuple[int, float | None]:

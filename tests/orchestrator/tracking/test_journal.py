@@ -85,8 +85,37 @@ class TestJournal:
     ):
         (tmp_path / "file").write_text("")
         journal = Journal(tmp_path / "file" / "key.jsonl")
-        assert steps(journal.add([point(1)])) == [1]
+        assert steps(journal.add([point(1)])) == []
         assert "the curve cannot be written down" in caplog.text
+
+    def test_what_is_not_written_down_is_not_told(self, tmp_path: Path):
+        """Or the process that goes on would tell it a second time, under another time."""
+        (tmp_path / "folder").write_text("")
+        journal = Journal(tmp_path / "folder" / "key.jsonl")
+        told: list[Stamped] = []
+        sink = CurveSink(journal, told.extend)
+        sink([point(1)])
+        sink([point(2)])
+        assert told == []
+        assert steps(Journal(journal.path).add([point(1)])) == []
+        (tmp_path / "folder").unlink()
+        sink([point(3)])
+        assert steps(told) == steps(Journal(journal.path).points) == [1, 2, 3]
+        assert told[0].at_ms <= told[2].at_ms
+
+    def test_what_waited_is_written_down_at_the_end(self, tmp_path: Path):
+        (tmp_path / "folder").write_text("")
+        journal = Journal(tmp_path / "folder" / "key.jsonl")
+        journal.add([point(1)])
+        (tmp_path / "folder").unlink()
+        journal.settle()
+        assert steps(Journal(journal.path).points) == steps(journal.points) == [1]
+
+    def test_a_line_that_was_written_twice_counts_once(self, path: Path):
+        """As by a disk that was full in the middle of an attempt, which is made again."""
+        Journal(path).add([point(1), point(2)])
+        path.write_text(path.read_text() * 2)
+        assert steps(Journal(path).points) == [1, 2]
 
     def test_it_goes_when_it_is_delivered(self, path: Path):
         journal = Journal(path)
