@@ -38,6 +38,12 @@ def validate(path: Path, overrides: Sequence[str]) -> int:
         )
         for plan in plans:
             say(f"    {plan.name}")
+        if (warm := spec.search.warm_start) is not None:
+            # what they hold is read when the campaign starts: this needs no tracking store
+            names = ", ".join(warm.campaigns)
+            say(
+                f"    up to {warm.top} draw(s) of each at a density give way to the best of {names}"
+            )
         if expected > len(plans):
             learns = "what the sampler learns from"
             values = learns if spec.search.sampler != "random" else "the values of the best of"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from orchestrator.changes import check_change
 from orchestrator.conclusion import conclude, hardware
 from orchestrator.data.prepare import PreparedData, describe, prepare_data
 from orchestrator.disk import num_bytes
+from orchestrator.earlier import Readings
 from orchestrator.errors import CampaignError
 from orchestrator.interrupts import heard, interruptible
 from orchestrator.layout import Layout
@@ -34,9 +35,11 @@ from orchestrator.search import expected_rounds, expected_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec
 from orchestrator.spec_search import ComparedMethod
+from orchestrator.tasks import make_task
 from orchestrator.tracking import RunWriter, Tracking, TrackingAway, default_tracking_uri
 from orchestrator.training_stage import TrainingStage
 from orchestrator.trial import Train, train_on_workers
+from orchestrator.warming import read_earlier
 
 logger = logging.getLogger(__name__)
 
@@ -167,16 +170,38 @@ class Campaign:
         data = {task.name: self._read(task) for task in self.spec.tasks}
         check_budget(self.spec.retention.num_bytes, of_all(self._expected))
         hashes = {name: prepared.content_hash for name, prepared in data.items()}
-        check_change(self.layout, self.spec, hashes, self.changed, self.progress.line)
+        readings = self._earlier(data, hashes)
+        say = self.progress.line
+        check_change(self.layout, self.spec, hashes, self.changed, say, readings)
         text = dump_spec(self.spec, redact=True)
         self.layout.spec.write_text(text, encoding="utf-8")
         self.layout.mirror.push_file(self.layout.spec)
+        if self.spec.search.warm_start is not None:
+            readings.save()
+            self.layout.mirror.push_file(self.layout.earlier)
         states = []
         for task in self.spec.tasks:
             tags = {"spec_hash": self.spec.digest(), "kind": task.kind}
             run_id = self.tracking.task_run(self.spec.name, task.name, text, tags)
-            states.append(TaskState(task=task, data=data[task.name], run_id=run_id))
+            if self.spec.search.warm_start is not None:
+                self.tracking.writer(run_id).artifact(self.layout.earlier)
+            earlier = readings.of(self.spec, task, hashes[task.name])
+            states.append(
+                TaskState(task=task, data=data[task.name], run_id=run_id, earlier=earlier)
+            )
         return states
+
+    def _earlier(self, data: Mapping[str, PreparedData], hashes: Mapping[str, str]) -> Readings:
+        """What `search.warm_start` has of other campaigns, now or from an earlier start."""
+        readings = Readings(self.layout.earlier)
+        if self.spec.search.warm_start is not None:
+            metrics = {
+                task.name: make_task(task, data[task.name], 0).metric.name
+                for task in self.spec.tasks
+            }
+            uri, say = self.tracking_uri, self.progress.line
+            read_earlier(self.spec, hashes, metrics, readings, uri, say)
+        return readings
 
     def _read(self, task: AnyTask) -> PreparedData:
         self.progress.line(f"{task.name}: reading data")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.data.prepare import PreparedData
+from orchestrator.earlier import EarlierTrial
 from orchestrator.housekeeping import Housekeeping
 from orchestrator.layout import Layout
 from orchestrator.method_search import TrialPlan
@@ -24,6 +25,8 @@ class TaskState:
     data: PreparedData
     run_id: str
     """The task's parent run."""
+    earlier: list[EarlierTrial] = field(default_factory=list)
+    """What it has of other campaigns."""
     plans: list[TrialPlan] = field(default_factory=list)
     """As far as they are known: what is best among them decides what follows."""
     dense: ModelRecord | None = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.draws import Draws
+from orchestrator.earlier import Readings
 from orchestrator.errors import CampaignError
 from orchestrator.layout import Layout
 from orchestrator.records import RECORD, ModelRecord, RecordError
@@ -57,6 +58,7 @@ def check_change(
     hashes: Mapping[str, str],
     accept: bool,
     say: Callable[[str], None],
+    readings: Readings | None = None,
 ) -> None:
     """Compare a spec with the one that the campaign's folder was begun with.
 
@@ -66,6 +68,7 @@ def check_change(
         hashes: Task -> hash of its prepared data.
         accept: Go on whatever has changed.
         say: Hears of a change that is gone along with.
+        readings: What either spec has from earlier campaigns.
 
     Raises:
         SpecChangedError: Finished models would no longer be asked for.
@@ -74,7 +77,7 @@ def check_change(
         return
     try:
         old, draws = load_spec(layout.spec), Draws(layout.draws)
-        change = compare(old, spec, hashes, _finished(layout), draws)
+        change = compare(old, spec, hashes, _finished(layout), draws, readings)
     except CampaignError as error:
         say(f"the spec that this campaign began with cannot be compared: {error}")
         return
@@ -98,6 +101,7 @@ def compare(
     hashes: Mapping[str, str],
     finished: Mapping[str, ModelRecord],
     draws: Draws | None = None,
+    readings: Readings | None = None,
 ) -> Change:
     """Field by field, and by the finished models that are asked for.
 
@@ -107,8 +111,9 @@ def compare(
         hashes: Of now: task -> hash of its prepared data.
         finished: Key -> record.
         draws: What a sampler has suggested.
+        readings: What either spec has from earlier campaigns.
     """
-    draws = draws or Draws()
+    draws, readings = draws or Draws(), readings or Readings()
     before, after = dict(_fields(old)), dict(_fields(new))
     differences = [
         f"{path}: {_short(before.get(path))} -> {_short(after.get(path))}"
@@ -119,12 +124,12 @@ def compare(
     wanted = {
         name
         for task in new.tasks
-        for name in _asked_for(new, task, hashes[task.name], known, draws)
+        for name in _asked_for(new, task, hashes[task.name], known, draws, readings)
     }
     had: dict[str, str] = {}
     for task in old.tasks:
         own = [record for record in known if record.task == task.name]
-        asked = _asked_for(old, task, hashes.get(task.name, ""), known, draws)
+        asked = _asked_for(old, task, hashes.get(task.name, ""), known, draws, readings)
         # where none is asked for the data have changed, or how they are read
         same_data = any(record.key in asked for record in own)
         had |= {r.key: asked.get(r.key, task.name) for r in own if r.key in asked or not same_data}
@@ -138,6 +143,7 @@ def _asked_for(
     data_hash: str,
     finished: Sequence[ModelRecord],
     draws: Draws,
+    readings: Readings,
 ) -> dict[str, str]:
     """Key -> name of every model of a task, those among them that follow from what is finished."""
     own = [record for record in finished if record.task == task.name]
@@ -149,6 +155,7 @@ def _asked_for(
         higher_is_better=any(record.metric.higher_is_better for record in own),
         excess={record.key: record.excess for record in own},
         draws=draws,
+        earlier=readings.of(spec, task, data_hash),
     )
     names = {plan.key: plan.name for plan in plans}
     return {dense_key(spec, task, data_hash): "dense"} | names

@@ -26,6 +26,8 @@ class Launch:
     """Place of the dense reference's record.json; None for a dense job."""
     method_name: str = ""
     """Goes into the record; the job itself has no use for it."""
+    warm_start: str = ""
+    """Likewise: `CAMPAIGN/RUN` of the earlier trial whose values it has."""
     then: list[dict[str, Any]] = field(default_factory=list)
     """Fields of the launches that follow in the same trial: of a trunk its branches."""
 

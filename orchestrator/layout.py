@@ -16,6 +16,7 @@ from typing import TextIO
 from orchestrator.bucket.mirror import Mirror
 from orchestrator.bucket.places import FOLDER, opened
 from orchestrator.draws import DRAWS
+from orchestrator.earlier import EARLIER
 from orchestrator.errors import StorageError, storage_error
 from orchestrator.records import RECORD
 
@@ -42,6 +43,7 @@ class Layout:
         journal/KEY.jsonl              its curve, until all of it is in MLflow
         hung/KEY/                      where workers stood that were ended because they hung
         draws.json                     what a sampler that learns has suggested
+        warm-start.json                trials of earlier campaigns, as they were read once
         ray-job.json                   the job of a driver on a cluster, while it runs
         train/, tune/                  Ray's own state: needed only while trials run
     """
@@ -99,6 +101,11 @@ class Layout:
     @property
     def draws(self) -> Path:
         return self.root / DRAWS
+
+    @property
+    def earlier(self) -> Path:
+        """What `search.warm_start` has taken."""
+        return self.root / EARLIER
 
     @property
     def train(self) -> Path:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, get_args
 
 from orchestrator.draws import Draws
+from orchestrator.earlier import EarlierTrial, task_digest
 from orchestrator.sampler import Tried, suggest
 from orchestrator.spec import AnyTask, CampaignSpec, MethodSpec, content_hash
 from orchestrator.spec_search import ComparedMethod, Distribution
 from orchestrator.trial_keys import rung_key, trial_key, trunk_key
+from orchestrator.warm_start import Warmth, warmth_of
 
 MOST_ROUNDS = 20
 """Rounds of draws per wanted trial after which a short list counts as exhausted."""
@@ -33,6 +35,8 @@ class TrialPlan:
     """0 for a draw, and for the first run at a density that was not tuned."""
     trunk: str | None = None
     """Key of the trunk that it branches off, if it is part of a ladder."""
+    source: EarlierTrial | None = None
+    """The trial of an earlier campaign that it has its values from."""
 
 
 Loss = tuple[float, float]
@@ -52,6 +56,8 @@ class MethodSearch:
     given: ComparedMethod
     """What `search.methods` says of it."""
     fields: dict[str, Distribution | list[Any]]
+    warmth: Warmth = field(default_factory=Warmth)
+    """What earlier campaigns know of it."""
 
     @property
     def num_draws(self) -> int:
@@ -90,20 +96,26 @@ class MethodSearch:
         failed: Collection[str],
         kept: Draws,
     ) -> tuple[list[TrialPlan], bool]:
-        """The first ones at random, over all densities in turn; then batches, each when all before
-        have ended, by what they came to."""
+        """The first ones from earlier campaigns and at random, over all densities in turn; then
+        batches, each when all before have ended, by what they and the earlier trials came to."""
         search, space = self.spec.search, {"density": list(self.tuned), **self.fields}
         wanted = self.num_draws * len(self.tuned)
         drawn_fields = {k for k, choice in self.fields.items() if isinstance(choice, Distribution)}
-        plans = {plan.key: plan for plan in drawn[: search.startup]}
+        known = self.warmth.observed(self.tuned)
+        # whoever knows that much already has no use for chance
+        first = max(sum(plan.source is not None for plan in drawn), search.startup - len(known))
+        plans = {plan.key: plan for plan in drawn[:first]}
         while len(plans) < wanted:
             if any(key not in losses and key not in failed for key in plans):
                 return list(plans.values()), False
             count = min(search.batch, wanted - len(plans))
             # of who was tried, not of what they came to: a trial that is trained again on another
             # machine must not leave all that followed without a plan
-            seed = int(content_hash([self._stream, space_facts(space), list(plans)]), 16)
-            past = [_tried(plan, losses) for plan in plans.values()]
+            facts = [self._stream, space_facts(space), list(plans)]
+            if known:
+                facts.append([[each.values, each.objectives] for each in known])
+            seed = int(content_hash(facts), 16)
+            past = [*known, *(_tried(plan, losses) for plan in plans.values())]
             asked = partial(suggest, space, past, count, seed % 2**32, search.startup)
             batch = kept.batch(f"{seed:016x}", asked)
             before = len(plans)
@@ -120,9 +132,9 @@ class MethodSearch:
         return [self.spec.seed, self.task.name, *([self.name] if self.compared else [])]
 
     def _drawn(self) -> list[TrialPlan]:
-        """Drawn by Ray Tune's own variant generator.
+        """First what was best in earlier campaigns; the others by Ray Tune's own variant generator.
 
-        They depend on the seed, the names of task and method, and the search alone, so the same
+        These depend on the seed, the names of task and method, and the search alone, so the same
         spec gives the same keys on every machine, and a resumed campaign recognizes what it has.
         """
         import numpy as np
@@ -135,6 +147,9 @@ class MethodSearch:
         drawn = {k for k, choice in self.fields.items() if isinstance(choice, Distribution)}
         plans: dict[str, TrialPlan] = {}
         counts = dict.fromkeys(self.drawn_at, 0)
+        for plan in self._warm():
+            plans[plan.key] = plan
+            counts[plan.method.density] += 1
         # two draws from a short list can be the same trial: it is drawn again, for a while
         for _ in range(MOST_ROUNDS * self.num_draws):
             if all(count >= self.num_draws for count in counts.values()):
@@ -145,14 +160,34 @@ class MethodSearch:
                 if plan.key not in plans and counts[density] < self.num_draws:
                     plans[plan.key] = plan
                     counts[density] += 1
-        return [run for plan in plans.values() for run in self.runs(plan.searched)]
+        return [run for plan in plans.values() for run in self.runs(plan.searched, 0, plan.source)]
 
-    def runs(self, searched: dict[str, Any], repeat: int = 0) -> list[TrialPlan]:
+    def _warm(self) -> Iterator[TrialPlan]:
+        """The best earlier settings at each density, over all densities in turn."""
+        search = self.spec.search
+        if search.warm_start is None or not self.warmth.fitting:
+            return
+        count = min(search.warm_start.top, self.num_draws)
+        drawn = {k for k, choice in self.fields.items() if isinstance(choice, Distribution)}
+        # of a ladder those at its end: what all of its descent leads to
+        looked_at = {
+            d: d if search.ladder is None else search.descending[-1] for d in self.drawn_at
+        }
+        best = {d: self.warmth.best(place, count) for d, place in looked_at.items()}
+        for rank in range(count):
+            for density, found in best.items():
+                if rank < len(found):
+                    values = {k: _plain(k, v, k in drawn) for k, v in found[rank].values.items()}
+                    yield self.plan({"density": density, **values}, source=found[rank].trial)
+
+    def runs(
+        self, searched: dict[str, Any], repeat: int = 0, source: EarlierTrial | None = None
+    ) -> list[TrialPlan]:
         """The trial with these values, with all others of its ladder if it has one."""
         if self.spec.search.ladder is None:
-            return [self.plan(searched, repeat)]
+            return [self.plan(searched, repeat, source)]
         densities = self.spec.search.descending
-        return [self.plan(searched | {"density": density}, repeat) for density in densities]
+        return [self.plan(searched | {"density": density}, repeat, source) for density in densities]
 
     def following(self, best: TrialPlan) -> Iterator[TrialPlan]:
         """What the best draw at a density leads to: its values elsewhere, and all repeats."""
@@ -161,9 +196,11 @@ class MethodSearch:
         for density in densities:
             for repeat in range(search.repeats_of(self.given, density)):
                 if (density, repeat) != (best.method.density, 0):
-                    yield from self.runs(best.searched | {"density": density}, repeat)
+                    yield from self.runs(best.searched | {"density": density}, repeat, best.source)
 
-    def plan(self, searched: dict[str, Any], repeat: int = 0) -> TrialPlan:
+    def plan(
+        self, searched: dict[str, Any], repeat: int = 0, source: EarlierTrial | None = None
+    ) -> TrialPlan:
         method = self.spec.method_of(self.task, self.given.changes, **searched)
         seed, label = self.spec.seed + repeat, self.name if self.compared else ""
         words = [label, _name(searched), f"seed={seed}" if repeat else ""]
@@ -178,15 +215,19 @@ class MethodSearch:
             seed=seed,
             repeat=repeat,
             trunk=trunk,
+            source=source,
         )
 
 
-def methods_of(spec: CampaignSpec, task: AnyTask, data_hash: str) -> Iterator[MethodSearch]:
+def methods_of(
+    spec: CampaignSpec, task: AnyTask, data_hash: str, earlier: Sequence[EarlierTrial] = ()
+) -> Iterator[MethodSearch]:
     """The methods that a task compares; its own if the campaign compares none."""
     search = spec.search
     alone = {spec.method_of(task).kind: ComparedMethod()}
     for name, method in (search.methods or alone).items():
-        kind = spec.method_of(task, method.changes).kind
+        fixed = spec.method_of(task, method.changes)
+        fields = search.shared_fields(method, fixed.kind) | method.searched
         yield MethodSearch(
             spec=spec,
             task=task,
@@ -194,7 +235,10 @@ def methods_of(spec: CampaignSpec, task: AnyTask, data_hash: str) -> Iterator[Me
             name=name,
             compared=bool(search.methods),
             given=method,
-            fields=search.shared_fields(method, kind) | method.searched,
+            fields=fields,
+            warmth=warmth_of(fixed, name, fields, task_digest(task), earlier)
+            if earlier
+            else Warmth(),
         )
 
 

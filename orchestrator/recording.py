@@ -59,6 +59,7 @@ def record_model(launch: Launch, record: ModelRecord, writer: RunWriter) -> Mode
         export=mirror.place(home),
         mlflow_run_id=launch.run_id,
         method_name=launch.method_name,
+        warm_start=launch.warm_start,
         finished=record.finished or time.time(),
     )
     if launch.dense_record is not None:

@@ -163,6 +163,8 @@ class ModelRecord:
     worlds: list[tuple[int, int]] = field(default_factory=list)
     """From which step on how many workers trained, if the number changed on the way; `workers` is
     the last one."""
+    warm_start: str = ""
+    """`CAMPAIGN/RUN` of the trial of an earlier campaign whose settings it has."""
     finished: float | None = None
     """When it was recorded, in seconds since the epoch; None in records of earlier versions."""
 

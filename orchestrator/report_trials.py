@@ -92,7 +92,7 @@ def trial_table(task: TaskResult, front: NoisyFront | None = None) -> TrialTable
             key=trial.key,
             name=names.without_density(trial),
             order=_order(trial, names),
-            extra=names.differences(trial),
+            extra=_extra(trial, names),
             status=status_of(trial, task),
             passes=trial.key in task.choice.passed,
             cells=_cells(trial, task, batches, front),
@@ -103,6 +103,12 @@ def trial_table(task: TaskResult, front: NoisyFront | None = None) -> TrialTable
     columns = _columns(task, batches)
     rows += [_failed_row(trial, names, len(columns)) for trial in task.failed]
     return TrialTable(columns=columns, rows=rows)
+
+
+def _extra(trial: ModelRecord, names: TrialNames) -> str:
+    """Settings that the name leaves out, and whose they were before."""
+    parts = [names.differences(trial), trial.warm_start and f"from {trial.warm_start}"]
+    return ", ".join(part for part in parts if part)
 
 
 def _columns(task: TaskResult, batches: list[int]) -> list[tuple[str, str]]:

@@ -106,22 +106,28 @@ def _trial(space: Space, distributions: Mapping[str, Any], tried: Tried) -> Any:
 
     params: dict[str, Any] = {}
     for name, choice in space.items():
-        place = _place(name, choice, tried.values.get(name))
-        if place is None:
+        value = place(name, choice, tried.values.get(name))
+        if value is None:
             return None
-        params[name] = place
+        params[name] = value
     objectives = tried.objectives
     if objectives is None or not all(math.isfinite(value) for value in objectives):
         return create_trial(state=TrialState.FAIL, params=params, distributions=dict(distributions))
     return create_trial(values=list(objectives), params=params, distributions=dict(distributions))
 
 
-def _place(name: str, choice: Distribution | list[Any], value: Any) -> Any:
-    """What Optuna has of a value; None if it is none of the choice."""
+def place(name: str, choice: Distribution | list[Any], value: Any) -> Any:
+    """What Optuna has of a value; None if it is none of the choice.
+
+    Args:
+        name: Of the field: densities are places in order.
+        choice: What is searched.
+        value: Of a trial.
+    """
     if isinstance(choice, list):
         if value not in choice:
             return None
-        return sorted(choice).index(value) if name == ORDERED else value
+        return sorted(choice).index(value) if name == ORDERED else choice[choice.index(value)]
     low, high = choice.log_uniform or choice.uniform or (0.0, 1.0)
     # plans keep four digits, which may lie outside by rounding alone
     slack = 1e-3 * abs(high)

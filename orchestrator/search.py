@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from orchestrator.draws import Draws
+from orchestrator.earlier import EarlierTrial
 from orchestrator.front.dominance import pareto_front
 from orchestrator.method_search import TrialPlan, methods_of
 from orchestrator.spec import AnyTask, CampaignSpec, content_hash
@@ -26,6 +27,7 @@ def plan_trials(
     higher_is_better: bool = False,
     excess: Mapping[str, float] | None = None,
     draws: Draws | None = None,
+    earlier: Sequence[EarlierTrial] = (),
 ) -> list[TrialPlan]:
     """Every trial of a task that is known to be needed, each once.
 
@@ -46,11 +48,13 @@ def plan_trials(
         excess: From the key of a finished trial to how far its size is above what was asked, if it
             is: among draws the one nearest to its size is the best, whatever its quality.
         draws: What a sampler suggested before; gets what it suggests now.
+        earlier: Trials of the campaigns in `search.warm_start`, which are none of this one: the
+            best of their settings are the first draws.
     """
     sign, excess = -1.0 if higher_is_better else 1.0, excess or {}
     losses = {k: (excess.get(k, 0.0), sign * quality) for k, quality in (finished or {}).items()}
     plans: dict[str, TrialPlan] = {}
-    methods = {method.name: method for method in methods_of(spec, task, data_hash)}
+    methods = {method.name: method for method in methods_of(spec, task, data_hash, earlier)}
     for method in methods.values():
         known, complete = method.draws(losses, failed, draws or Draws())
         plans |= {plan.key: plan for plan in known}
@@ -63,7 +67,8 @@ def plan_trials(
         _finalists(list(plans.values()), losses, failed) if spec.search.finalists else []
     ):
         for repeat in range(spec.search.finalists or 0):
-            for again in methods[finalist.method_name].runs(finalist.searched, repeat):
+            method = methods[finalist.method_name]
+            for again in method.runs(finalist.searched, repeat, finalist.source):
                 plans.setdefault(again.key, again)
     return list(plans.values())
 

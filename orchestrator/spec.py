@@ -262,6 +262,13 @@ class CampaignSpec(Block):
         errors: list[dict[str, Any]] = []
         if is_uri(self.storage):
             errors += self._misfits_of_a_bucket()
+        for index, name in enumerate(
+            self.search.warm_start.campaigns if self.search.warm_start else ()
+        ):
+            if name == self.name:
+                message = "must name earlier campaigns, not this one, got"
+                place = ("search", "warm_start", "campaigns", index)
+                errors.append(rule(place, f"{message} {name!r}"))
         names = [task.name for task in self.tasks]
         for index, task in enumerate(self.tasks):
             if task.name in names[:index]:
@@ -341,7 +348,7 @@ class CampaignSpec(Block):
         values = self.model_dump(mode="json", exclude={"storage", "tracking", "retention"})
         if not self.measure.int8:  # came later: what is recorded of specs without it stays
             del values["measure"]["int8"]
-        for name in ("finalists", "ladder"):
+        for name in ("finalists", "ladder", "warm_start"):
             if values["search"][name] is None:
                 del values["search"][name]
         resources = values["resources"]

@@ -21,6 +21,7 @@ from pydantic import (
 from orchestrator.spec_block import Block, Name, PlacedErrors, errors_of, field_errors, rule
 from orchestrator.spec_ladder import LadderSpec, ladder_errors, misplaced, without_truth
 from orchestrator.spec_method import Density, MethodSpec, fields_of, merge_method
+from orchestrator.spec_warm import WarmStart, with_names_alone
 
 SELECTING = {"include", "exclude", "embeddings"}
 """What decides which matrices are compressed."""
@@ -129,6 +130,8 @@ def _searchable_in_schema(schema: dict[str, Any]) -> None:
     schema["properties"] |= {name: choice for name in SEARCHABLE}
     schema["properties"]["methods"]["additionalProperties"] = False  # other names
     schema["properties"]["ladder"]["anyOf"].append({"type": "boolean"})
+    names = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+    schema["properties"]["warm_start"]["anyOf"].append(names)
 
 
 class SearchSpec(Block):
@@ -168,6 +171,9 @@ class SearchSpec(Block):
     ladder: LadderSpec | None = None
     """One descent for all densities instead of a training for each; `true` for its defaults. Draws,
     repeats and runs of finalists are of whole ladders."""
+    warm_start: WarmStart | None = None
+    """Earlier campaigns whose best settings are the first draws, at no cost in trials: the number
+    of draws stays what it is. With `gp` what they came to counts among what it learns from."""
     methods: dict[Name, ComparedMethod] = Field(default_factory=dict)
     """Methods to compare, by name; by default one, `method` itself."""
     fields: dict[str, Choice] = Field(default_factory=dict)
@@ -177,7 +183,7 @@ class SearchSpec(Block):
     @model_validator(mode="before")
     @classmethod
     def _direct_fields(cls, block: Any) -> Any:
-        return _gather_fields(cls, without_truth(block), SEARCHABLE)
+        return _gather_fields(cls, with_names_alone(without_truth(block)), SEARCHABLE)
 
     @field_validator("density")
     @classmethod

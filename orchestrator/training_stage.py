@@ -56,6 +56,7 @@ class TrainingStage:
                 state.dense.metric.higher_is_better,
                 {key: record.excess for key, record in records.items()},
                 draws,
+                state.earlier,
             )
             self._keep_draws(state)
             new = [p for p in state.plans if p.key not in records and p.key not in failed]
@@ -191,6 +192,9 @@ class TrainingStage:
             params |= _grouping(plan) | {"method": method}
             # as tags too: MLflow's pages group and filter by either
             tags |= {name: str(value) for name, value in _grouping(plan).items()}
+        source = plan.source if plan else None
+        if source is not None:
+            tags |= {"warm_start.campaign": source.campaign, "warm_start.run": source.run_id}
         ladder = None
         if plan and plan.trunk:
             ladder = ladder_of_plan(self.site, plan, is_trunk)
@@ -219,6 +223,7 @@ class TrainingStage:
             metric=make_task(task, state.data, 0).metric.name,
             dense_record=self._place(self.site.layout.record(dense.key)) if dense else None,
             method_name=plan.method_name if plan else "",
+            warm_start=f"{source.campaign}/{source.run_id}" if source else "",
         )
 
     def _place(self, path: Path) -> str:

@@ -28,6 +28,8 @@ from orchestrator.records import RECORD
 
 SIDE_BY_SIDE = 16
 """Small objects that are fetched at a time; each takes 10 to 100 ms, nearly all of it waiting."""
+SMALL = ("spec.yaml", "result.json", "ray-job.json", "draws.json", "warm-start.json")
+"""Files in a campaign's folder that whoever goes on with it needs before it begins."""
 LOCKS = ".locks"
 
 
@@ -116,7 +118,7 @@ class BucketMirror(Mirror):
         for folder in models.iterdir() if models.is_dir() else []:
             if folder.is_dir() and folder.name not in sealed:
                 self.drop(folder)  # the bucket has it no longer, or never had it as a whole
-        small = [root / name for name in ("spec.yaml", "result.json", "ray-job.json")]
+        small = [root / name for name in SMALL]
         small += [models / key / RECORD for key in sorted(sealed)]
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
             list(pool.map(self.fetch_file, small))

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.campaign_state import AnyTask
 from orchestrator.draws import Draws
+from orchestrator.earlier import EarlierTrial
 from orchestrator.errors import CampaignError
 from orchestrator.method_search import TrialPlan
 from orchestrator.records import Choice, FailedTrial, ModelRecord, TaskResult
@@ -110,7 +111,10 @@ def read_results(reader: RunReader, spec: CampaignSpec, task: AnyTask) -> Result
     parent = next((run for run in every if run.key == f"task:{task.name}"), None)
     search = _Search(reader, spec, task, dense, dense_run, runs)
     learns = spec.search.sampler != "random"
-    search.run(reader.draws(parent) if learns and parent else Draws())
+    earlier: list[EarlierTrial] = []
+    if spec.search.warm_start is not None and parent is not None:
+        earlier = reader.earlier(parent).of(spec, task, search.data_hash)
+    search.run(reader.draws(parent) if learns and parent else Draws(), earlier)
     setting = reader.setting(parent) if parent else {}
     used = [dense_run, *search.used.values()]
     trials = list(search.finished.values())
@@ -191,7 +195,7 @@ class _Search:
         self.missing: list[tuple[TrialPlan, str]] = []
         self.matched = 0
 
-    def run(self, draws: Draws) -> None:
+    def run(self, draws: Draws, earlier: Sequence[EarlierTrial]) -> None:
         seen: set[str] = set()
         while True:
             self.plans = plan_trials(
@@ -203,6 +207,7 @@ class _Search:
                 self.dense.metric.higher_is_better,
                 {key: record.excess for key, record in self.finished.items()},
                 draws,
+                earlier,
             )
             new = [plan for plan in self.plans if plan.key not in seen]
             if not new:

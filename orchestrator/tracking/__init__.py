@@ -5,6 +5,7 @@
     journal   the curve of a training, on disk first
     patience  asking again while a store is away
     reading   what a results page is written from
+    earlier_runs  what a search takes from other campaigns
 
 Explicit client, explicit ids: no fluent run is left active anywhere, and every writer can be in
 another process. Whoever opens the store first is the campaign's driver, before any worker starts,

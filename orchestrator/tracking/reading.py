@@ -11,10 +11,13 @@ from typing import Any
 
 from orchestrator.draws import DRAWS, Draws
 from orchestrator.draws import parse as parse_draws
-from orchestrator.errors import TrackingError, redact_uri
+from orchestrator.earlier import EARLIER, Readings
+from orchestrator.errors import SpecError, TrackingError, redact_uri
 from orchestrator.records import RECORD, ModelRecord
+from orchestrator.spec import CampaignSpec
+from orchestrator.spec_yaml import parse
 from orchestrator.tracking.patience import unreachable
-from orchestrator.tracking.store import PAGE
+from orchestrator.tracking.store import PAGE, SPEC
 from orchestrator.tracking.writer import SETTING, knock, mlflow_client
 
 logger = logging.getLogger(__name__)
@@ -108,6 +111,21 @@ class RunReader:
         except ValueError as error:
             logger.warning("run %s: its %s cannot be read: %s", run.run_id, DRAWS, error)
             return Draws()
+
+    def earlier(self, run: LoggedRun) -> Readings:
+        """What a campaign took from others, as a task's own run has it; nothing if it has none."""
+        try:
+            return Readings(text=self._text(run.run_id, EARLIER))
+        except ValueError as error:
+            logger.warning("run %s: its %s cannot be read: %s", run.run_id, EARLIER, error)
+            return Readings()
+
+    def spec(self, run: LoggedRun) -> CampaignSpec | None:
+        """What a task's own run has of its campaign's spec; None if this version cannot read it."""
+        try:
+            return CampaignSpec.model_validate(parse(self._text(run.run_id, SPEC) or "", SPEC).data)
+        except (ValueError, SpecError):
+            return None
 
     def last_step(self, run: LoggedRun, metric: str) -> int | None:
         """The step of a metric's last value; None if the run has none."""

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 KEY = "lowrank.key"
 """Tag by which a run is found again."""
+SPEC = "spec.yaml"
+"""On a task's run."""
 MOST_PARAMS = 100
 """In one request; the server's limit."""
 PAGE = 100
@@ -35,6 +37,18 @@ def experiment_id(uri: str, experiment: str) -> str | None:
     """The id that MLflow's pages use for an experiment, or None."""
     found = mlflow_client(uri).get_experiment_by_name(experiment)
     return None if found is None else str(found.experiment_id)
+
+
+def experiments(uri: str) -> list[str]:
+    """Names of the experiments of a store, but for the one that MLflow makes by itself."""
+    found, token = list[str](), None
+    client = mlflow_client(uri)
+    while True:
+        page = client.search_experiments(max_results=PAGE, page_token=token)
+        found += [each.name for each in page if each.name != "Default"]
+        token = page.token
+        if not token:
+            return sorted(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +124,7 @@ class Tracking:
         # the spec may have changed since the run was made
         for name, value in {"campaign": campaign, **tags}.items():
             self.client.set_tag(run_id, name, value)
-        self.client.log_text(run_id, spec_yaml, "spec.yaml")
+        self.client.log_text(run_id, spec_yaml, SPEC)
         return run_id
 
     def model_run(
