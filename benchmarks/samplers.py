@@ -52,13 +52,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--startup", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--warm", action="store_true", help="warm starts instead of samplers")
+    parser.add_argument(
+        "--warm",
+        nargs="+",
+        choices=("random", "gp"),
+        help="compare warm starts of these, from campaigns of these",
+    )
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     best = hypervolume(np.array([(2 + 0.3 * (1 - d) ** 2, d) for d in DENSITIES]), REFERENCE)
     print(f"of the true front: {best:.4f}")
     if options.warm:
-        compare_warm(options.trials, options.batch, options.startup, options.seeds)
+        options.warm.sort(reverse=True)
+        compare_warm(options.warm, options.trials, options.batch, options.startup, options.seeds)
         return
     for name, make in SAMPLERS.items():
         began = time.perf_counter()
@@ -108,26 +114,26 @@ OTHER_VALLEY = 0.5
 loss, half of what the worse start costs."""
 
 
-def compare_warm(trials: int, batch: int, startup: int, seeds: int) -> None:
+def compare_warm(
+    samplers: Sequence[str], trials: int, batch: int, startup: int, seeds: int
+) -> None:
     """Campaigns of all and of half the trials, by what they begin with."""
     earlier: dict[str, list[list[EarlierTrial]]] = {"nothing": [[] for _ in range(seeds)]}
-    for name, sampler, valley in (
-        ("random draws", "random", 0.0),
-        ("gp", "gp", 0.0),
-        ("gp, another model", "gp", OTHER_VALLEY),
-    ):
+    sources = {name: (name, 0.0) for name in samplers}
+    sources[f"{samplers[-1]}, another model"] = (samplers[-1], OTHER_VALLEY)
+    for name, (sampler, valley) in sources.items():
         earlier[name] = [
             campaign(OTHER_SEED + seed, trials, sampler, batch, startup, (), valley)[1]
             for seed in range(seeds)
         ]
     for number in (trials // 2, trials):
-        for sampler in ("random", "gp"):
+        for sampler in samplers:
             for name, known in earlier.items():
                 found = [
                     campaign(seed, number, sampler, batch, startup, known[seed])[0]
                     for seed in range(seeds)
                 ]
-                print(f"{number} trials, {sampler:6} from {name:18} {in_words(found)}", flush=True)
+                print(f"{number} trials, {sampler:6} from {name:22} {in_words(found)}", flush=True)
 
 
 def campaign(

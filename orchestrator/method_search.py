@@ -148,8 +148,9 @@ class MethodSearch:
         plans: dict[str, TrialPlan] = {}
         counts = dict.fromkeys(self.drawn_at, 0)
         for plan in self._warm():
-            plans[plan.key] = plan
-            counts[plan.method.density] += 1
+            # two that round to one are one
+            counts[plan.method.density] += plan.key not in plans
+            plans.setdefault(plan.key, plan)
         # two draws from a short list can be the same trial: it is drawn again, for a while
         for _ in range(MOST_ROUNDS * self.num_draws):
             if all(count >= self.num_draws for count in counts.values()):
