@@ -23,6 +23,7 @@ from orchestrator.tracking import RunWriter, Tracking
 from orchestrator.tracking.earlier_runs import EarlierRuns, WarmStartError
 from orchestrator.tracking.reading import RunReader
 from orchestrator.warming import read_earlier
+from tests.orchestrator.data.tasks import prose, text_files
 from tests.orchestrator.record_factory import ACCURACY, BITS, make_trial
 from tests.orchestrator.small import docs_task
 
@@ -34,11 +35,13 @@ SEARCH: dict[str, Any] = {
 
 
 def spec_with(storage: Path, name: str, **search: Any) -> CampaignSpec:
+    texts = text_files(storage / "texts", train=prose(60), validation=prose(20, 1))
+    task = docs_task("lm", steps=10) | {"data": texts.model_dump(), "context": 16}
     return CampaignSpec.model_validate(
         {
             "name": name,
             "storage": str(storage),
-            "tasks": [docs_task("lm", steps=10)],
+            "tasks": [task],
             "method": {"kind": "flop-l0", "steps": 25},
             "search": SEARCH | search,
         }
@@ -204,7 +207,7 @@ def test_a_campaign_keeps_what_it_has_taken(store: str, tmp_path: Path):
     reader = RunReader(store, "own")
     (run,) = [run for run in reader.runs() if run.key == "task:lm"]
     assert reader.earlier(run).of(spec, state.task, data) == state.earlier
-    # another list of campaigns has not been read, and is not there
-    with pytest.raises(WarmStartError, match="'second' must be a campaign"):
+    # another list of campaigns has not been read, and one of them is gone
+    with pytest.raises(WarmStartError, match="'first' must be a campaign"):
         prepared(spec_with(tmp_path, "own", warm_start=["first", "second"]), said)
     assert Readings(campaign.layout.earlier).of(spec, state.task, data) == state.earlier
