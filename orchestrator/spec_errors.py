@@ -152,9 +152,9 @@ def _below(error: Any) -> Place:
 def _as_written(place: Place, document: Document) -> Place:
     """`search.penalty_lr` where the person did not write `search.fields.penalty_lr`, and the same
     of campaigns that are a list."""
-    names = ("search", "warm_start", "campaigns")
-    if place[:3] == names and names not in document.origins:
-        return (*names[:2], *place[3:])
+    if place[:3] == ("search", "warm_start", "campaigns"):
+        is_list = isinstance(document.data["search"]["warm_start"], list)
+        return (*place[:2], *place[3:]) if is_list else place
     depth = 3 if place[:2] == ("search", "methods") else 1
     direct = (*place[:depth], *place[depth + 1 :])
     if place[:1] + place[depth : depth + 1] == ("search", "fields") and len(place) > depth + 1:

@@ -25,7 +25,7 @@ class Walk:
     block: type[BaseModel] | None
     """The block that the last key stands in, None within a list or a free dictionary."""
     description: str | None
-    """Of the field, as the spec declares it."""
+    """Of the field, as the spec declares it, or of an item's type."""
     limits: tuple[Any, ...]
     """`annotated_types` bounds of the value."""
     tags: tuple[str, ...]
@@ -54,6 +54,7 @@ def walk(loc: Place, model: type[BaseModel]) -> Walk:
             limits = tuple(field.metadata) if field else ()
             key = None if block else _key(annotation)
             annotation = field.annotation if field else _item(annotation)
+    field = field or _declared(annotation)
     annotation, inner = _unwrap(annotation)
     tags = tuple(str(tag) for member in _members(annotation) for tag in _tags(member))
     description = field.description if field else None
@@ -107,7 +108,12 @@ def _item(annotation: Any) -> Any:
 def _key(annotation: Any) -> FieldInfo | None:
     """What the keys of a dictionary must be, where it says so."""
     key = get_args(annotation)[:1]
-    metadata = get_args(key[0])[1:] if key and get_origin(key[0]) is Annotated else ()
+    return _declared(key[0]) if key else None
+
+
+def _declared(annotation: Any) -> FieldInfo | None:
+    """What `Annotated` says of a type, such as that of a list's items."""
+    metadata = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
     return next((item for item in metadata if isinstance(item, FieldInfo)), None)
 
 

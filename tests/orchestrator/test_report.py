@@ -211,11 +211,12 @@ def test_front_figure_is_a_png_and_pyplot_stays_out(tmp_path: Path) -> None:
 def test_rows_are_ordered_and_searched_fields_show() -> None:
     trials = make_trials()
     trials[0] = replace(trials[0], config=trials[0].config | {"distill": 0.0})
+    trials[1] = replace(trials[1], warm_start="first/abc")
     table = trial_table(task_result(*LM, trials=trials))
     statuses = [row.status for row in table.rows]
     assert statuses == ["champion"] + ["front"] * 6 + ["dominated"] * 5 + ["failed"]
     assert {row.extra for row in table.rows if row.status != "failed"} == {
-        "distill 0.5", "distill 0",
+        "distill 0.5", "distill 0", "distill 0.5, from first/abc",
     }  # fmt: skip
     assert all(len(row.cells) == len(table.columns) for row in table.rows)
 

@@ -42,14 +42,14 @@ def test_ways_to_write_it(tmp_path: Path, written: str, read: WarmStart | None):
     [
         ("[]", "search.warm_start: must have at least 1 item, got []"),
         ("[first, first]", "search.warm_start: campaigns must differ, got ['first', 'first']"),
-        ("[first, small-fleet]", "search.warm_start.1: must name earlier campaigns, not this one"),
-        ("[../first]", "search.warm_start.0: must be 1 to 64 of a-z, 0-9, dot, dash"),
-        ("[4]", "search.warm_start.0: must be text, got 4"),
+        ("[first, small-fleet]", "search.warm_start[1]: must name earlier campaigns, not this one"),
+        ("[../first]", "search.warm_start[0]: must be 1 to 64 of a-z, 0-9, dot, dash"),
+        ("[4]", "search.warm_start[0]: must be text, got 4"),
         ("first", "search.warm_start: must be a block of keys and values, got 'first'"),
         ("true", "search.warm_start: must"),
         (
             "{campaigns: [small-fleet]}",
-            "search.warm_start.campaigns.0: must name earlier campaigns",
+            "search.warm_start.campaigns[0]: must name earlier campaigns",
         ),
         ("{top: 2}", "search.warm_start.campaigns: required key is missing"),
         ("{campaigns: [first], top: 0}", "search.warm_start.top: must be >= 1 and <= 1000, got 0"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.campaign_state import Site, TaskState
+from orchestrator.earlier import EarlierTrial
 from orchestrator.errors import TrialError
 from orchestrator.layout import Layout
 from orchestrator.progress import Progress
@@ -101,7 +102,12 @@ def cluster(tmp_path: Path) -> Cluster:
     return Cluster(store=Store(), layout=Layout(tmp_path, "stage"))
 
 
-def train(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, **search: Any) -> TaskState:
+def train(
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    earlier: Sequence[EarlierTrial] = (),
+    **search: Any,
+) -> TaskState:
     spec = CampaignSpec.model_validate(SPEC | {"search": {**SPEC["search"], **search}})
     cluster.rounds.clear()
     monkeypatch.setattr(
@@ -118,7 +124,7 @@ def train(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, **search: Any) -> T
         available={"CPU": 4.0},
     )
     data: Any = SimpleNamespace(content_hash="data", folder=Path("/data"))
-    state = TaskState(task=spec.tasks[0], data=data, run_id="parent")
+    state = TaskState(task=spec.tasks[0], data=data, run_id="parent", earlier=list(earlier))
     stage = TrainingStage(site)
     monkeypatch.setattr(stage, "run_trials", cluster.run_trials)
     stage.run(state)
@@ -167,6 +173,33 @@ def test_runs_can_be_grouped_in_mlflow(cluster: Cluster, monkeypatch: pytest.Mon
         ((7, 0), (8, 1)),
         ((7, 0), (8, 1)),
     ]
+
+
+def test_runs_say_which_earlier_trial_they_come_from(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    method = {"kind": "flop-l0", "density": 0.3, "penalty_lr": 0.05 + 0.1}
+    config = CampaignSpec.model_validate(SPEC | {"method": method}).method.model_dump(mode="json")
+    earlier = EarlierTrial(
+        campaign="first",
+        run_id="abc",
+        method_name="near",
+        config=config,
+        task_digest="",
+        loss=1.0,
+        excess=0.0,
+    )
+    state = train(cluster, monkeypatch, [earlier], warm_start=["first"])
+    _, draws, rest = cluster.rounds
+    warm = [launch for launch in draws if launch.warm_start]
+    assert [(launch.method_name, launch.warm_start) for launch in warm] == [("near", "first/abc")]
+    assert warm[0].job["method"]["penalty_lr"] == 0.15
+    for plan in state.plans:
+        tags = cluster.store.runs[plan.key][1]
+        is_warm = plan.method_name == "near" and plan.method.penalty_lr == 0.15
+        assert tags.get("warm_start.campaign") == ("first" if is_warm else None)
+        assert tags.get("warm_start.run") == ("abc" if is_warm else None)
+    assert "warm_start.run" in cluster.store.runs[rest[0].job["key"]][1], "its repeats have it too"
 
 
 def test_the_same_command_again_trains_nothing(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):

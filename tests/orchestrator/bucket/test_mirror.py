@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bucket.mirror import BucketMirror
+from orchestrator.bucket.mirror import SMALL, BucketMirror
 from orchestrator.bucket.objects import DamagedError, Objects
 from orchestrator.bucket.places import borrowed, here, opened, path_here
 from orchestrator.bucket.seal import SEAL
@@ -242,14 +242,16 @@ def test_who_may_only_read_gets_it_and_sends_nothing(bucket: Bucket, model: str)
 def test_small_files_of_a_campaign_come_and_what_the_bucket_lacks_goes(bucket: Bucket, model: str):
     mirror = bucket.seen_by("one")
     root = path_here(bucket.uri)
-    (root / "spec.yaml").write_text("name: a")
-    mirror.push_file(root / "spec.yaml")
+    for name in SMALL[:1] + SMALL[3:]:
+        (root / name).write_text("name: a")
+        mirror.push_file(root / name)
     other = bucket.seen_by("two")
     there = path_here(bucket.uri)
     fill(other, f"{bucket.uri}/models/stale", {"record.json": b"{}"})
     (there / "result.json").write_text("of another time")
     other.pull(there)
-    assert (there / "spec.yaml").read_text() == "name: a"
+    for name in ("spec.yaml", "draws.json", "warm-start.json"):
+        assert (there / name).read_text() == "name: a"
     assert not (there / "result.json").exists()
     assert content(there / "models") == {"k/record.json": b'{"n": 1}'}
     (there / "spec.yaml").unlink()
