@@ -31,9 +31,10 @@ def validate(path: Path, overrides: Sequence[str]) -> int:
         resources = spec.resources_of(task)
         plans, expected = plan_trials(spec, task, data_hash=""), expected_trials(spec, task)
         method = spec.method_of(task)
+        most = "at most " if spec.search.stopping else ""
         say(
             f"  {task.name} ({task.kind}): dense {task.dense.steps} steps; {expected} trials "
-            f"of {method.steps} steps on {resources.workers_in_words} worker(s), "
+            f"of {most}{method.steps} steps on {resources.workers_in_words} worker(s), "
             f"{resources.concurrent_trials} side by side"
         )
         for plan in plans:
@@ -56,6 +57,7 @@ def run(
 ) -> int:
     """Run or finish the campaign."""
     from orchestrator.campaign import Campaign
+    from orchestrator.report_trials import stops_of
     from orchestrator.tracking import default_tracking_uri
 
     spec = load_spec(path, overrides)
@@ -66,6 +68,8 @@ def run(
     uri = spec.tracking.uri or default_tracking_uri(spec.storage)
     say(f"report   {campaign.layout.mirror.place(campaign.layout.report)}")
     say(f"MLflow   {redact_uri(uri)}   (lowrank ui {path})")
+    if any(task.stopped for task in result.tasks):
+        say(f"{stops_of(*result.tasks)} (search.stopping)")
     failed = sum(len(task.failed) for task in result.tasks)
     if failed:
         say(f"{failed} trial(s) failed; their reasons are in the report")

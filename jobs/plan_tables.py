@@ -23,7 +23,13 @@ def show_plan(plan: Plan, console: Console) -> None:
 
     steps = sum(sum(task.steps.values()) for task in plan.tasks)
     tasks, models = plural(len(plan.tasks), "task"), plural(plan.num_models, "model")
-    say(f"campaign {plan.name}: {tasks}, {models}, {steps:,} steps, on {plan.machines}", "bold")
+    most = "at most " if plan.at_most else ""
+    say(
+        f"campaign {plan.name}: {tasks}, {most}{models}, {steps:,} steps, on {plan.machines}",
+        "bold",
+    )
+    if plan.at_most:
+        say("search.stopping may end draws early: steps, time and compute are at most these")
     if plan.source == GIVEN:
         say(f"costs from a profile of: {facts(plan.machine)}")
     for task in plan.tasks:

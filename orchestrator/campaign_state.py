@@ -11,8 +11,9 @@ from orchestrator.housekeeping import Housekeeping
 from orchestrator.layout import Layout
 from orchestrator.method_search import TrialPlan
 from orchestrator.progress import Progress
-from orchestrator.records import FailedTrial, ModelRecord
+from orchestrator.records import FailedTrial, ModelRecord, StoppedTrial
 from orchestrator.spec import AnyTask, CampaignSpec
+from orchestrator.stopping.rungs import Rungs
 from orchestrator.tracking import Tracking
 from orchestrator.trial import Train, train_on_workers
 
@@ -32,6 +33,10 @@ class TaskState:
     dense: ModelRecord | None = None
     trials: list[ModelRecord] = field(default_factory=list)
     failed: list[FailedTrial] = field(default_factory=list)
+    stopped: list[StoppedTrial] = field(default_factory=list)
+    """Early; they are not among the failed."""
+    rungs: Rungs | None = None
+    """Where draws are judged; None if nobody is stopped."""
 
 
 @dataclass(kw_only=True)

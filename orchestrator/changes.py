@@ -6,7 +6,7 @@ One that asks for something else would leave finished models behind, and that is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from orchestrator.records import RECORD, ModelRecord, RecordError
 from orchestrator.search import plan_trials
 from orchestrator.spec import AnyTask, CampaignSpec
 from orchestrator.spec_io import load_spec
+from orchestrator.stopping.notes import read_notes
 from orchestrator.trial_keys import dense_key
 from orchestrator.wording import plural
 
@@ -77,7 +78,8 @@ def check_change(
         return
     try:
         old, draws = load_spec(layout.spec), Draws(layout.draws)
-        change = compare(old, spec, hashes, _finished(layout), draws, readings)
+        stopped = {note.key for note in read_notes(layout) if note.stopped}
+        change = compare(old, spec, hashes, _finished(layout), draws, readings, stopped)
     except CampaignError as error:
         say(f"the spec that this campaign began with cannot be compared: {error}")
         return
@@ -102,6 +104,7 @@ def compare(
     finished: Mapping[str, ModelRecord],
     draws: Draws | None = None,
     readings: Readings | None = None,
+    stopped: Collection[str] = (),
 ) -> Change:
     """Field by field, and by the finished models that are asked for.
 
@@ -112,6 +115,8 @@ def compare(
         finished: Key -> record.
         draws: What a sampler has suggested.
         readings: What either spec has from earlier campaigns.
+        stopped: Keys of draws that were stopped early: a spec that stops draws asks for what
+            follows from the others.
     """
     draws, readings = draws or Draws(), readings or Readings()
     before, after = dict(_fields(old)), dict(_fields(new))
@@ -124,12 +129,12 @@ def compare(
     wanted = {
         name
         for task in new.tasks
-        for name in _asked_for(new, task, hashes[task.name], known, draws, readings)
+        for name in _asked_for(new, task, hashes[task.name], known, draws, readings, stopped)
     }
     had: dict[str, str] = {}
     for task in old.tasks:
         own = [record for record in known if record.task == task.name]
-        asked = _asked_for(old, task, hashes.get(task.name, ""), known, draws, readings)
+        asked = _asked_for(old, task, hashes.get(task.name, ""), known, draws, readings, stopped)
         # where none is asked for the data have changed, or how they are read
         same_data = any(record.key in asked for record in own)
         had |= {r.key: asked.get(r.key, task.name) for r in own if r.key in asked or not same_data}
@@ -144,6 +149,7 @@ def _asked_for(
     finished: Sequence[ModelRecord],
     draws: Draws,
     readings: Readings,
+    stopped: Collection[str],
 ) -> dict[str, str]:
     """Key -> name of every model of a task, those among them that follow from what is finished."""
     own = [record for record in finished if record.task == task.name]
@@ -152,6 +158,7 @@ def _asked_for(
         task,
         data_hash,
         {record.key: record.quality for record in own},
+        stopped if spec.search.stopping is not None else (),
         higher_is_better=any(record.metric.higher_is_better for record in own),
         excess={record.key: record.excess for record in own},
         draws=draws,

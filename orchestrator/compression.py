@@ -114,6 +114,7 @@ def recover(
     keeper: Keeper,
 ) -> Trained:
     """Training of the small model of a finished pruner."""
+    recorder.realized_density = keeper.facts.get("projection", {}).get("realized_density")
     rate, decay = job.method_spec.finetune_learning_rate, job.task_spec.dense.weight_decay
     groups = weight_groups(pruner.model, rate, decay)
     train(pruner.model, groups, task, workers, finetune, recorder, keeper)

@@ -41,6 +41,7 @@ def conclude(
             dense=state.dense,
             trials=state.trials,
             failed=state.failed,
+            stopped=state.stopped,
             choice=choice,
             data=state.data.info,
             noisy_front=noisy_front(

@@ -104,6 +104,28 @@ class DivergedError(TrialError):
     """The loss is no longer finite, on all workers at the same step."""
 
 
+class StoppedError(CampaignError):
+    """A training was stopped because others are ahead of it; no failure.
+
+    Args:
+        rung: Part of its steps at which it was judged.
+        reason: In words, with the numbers.
+        step: After which it stopped.
+    """
+
+    def __init__(self, rung: float, reason: str, step: int) -> None:
+        self.rung, self.reason, self.step = rung, reason, step
+        super().__init__(f"stopped at rung {rung:g}, step {step}: {reason}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.rung, self.reason, self.step)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The arguments by name."""
+        return {"rung": self.rung, "reason": self.reason, "step": self.step}
+
+
 class RegistryError(CampaignError):
     """The model registry refused, or does not hold the named model or alias."""
 

@@ -78,10 +78,10 @@ class Housekeeping:
 
         Args:
             key: Of its model.
-            result: Its last report: `failure` if there is no model, `unrecorded` if its run is
-                still to be written.
+            result: Its last report: `failure` or `stopped` if there is no model, `unrecorded` if
+                its run is still to be written.
         """
-        if result.get("failure"):
+        if result.get("failure") or result.get("stopped"):
             self._files.failed.add(key)
         elif not result.get("unrecorded") and (record := self._files.record_of(key)) is not None:
             self.know(record)

@@ -28,6 +28,9 @@ class Launch:
     """Goes into the record; the job itself has no use for it."""
     warm_start: str = ""
     """Likewise: `CAMPAIGN/RUN` of the earlier trial whose values it has."""
+    stop_signal: str | None = None
+    """Where its training hears that it is to stop early (`stopping.signals`); None if it never
+    is."""
     then: list[dict[str, Any]] = field(default_factory=list)
     """Fields of the launches that follow in the same trial: of a trunk its branches."""
 

@@ -44,6 +44,7 @@ class Layout:
         hung/KEY/                      where workers stood that were ended because they hung
         draws.json                     what a sampler that learns has suggested
         warm-start.json                trials of earlier campaigns, as they were read once
+        stopping/KEY.json              what rungs saw of a draw, and whether it was stopped
         ray-job.json                   the job of a driver on a cluster, while it runs
         train/, tune/                  Ray's own state: needed only while trials run
     """
@@ -106,6 +107,10 @@ class Layout:
     def earlier(self) -> Path:
         """What `search.warm_start` has taken."""
         return self.root / EARLIER
+
+    @property
+    def stopping(self) -> Path:
+        return self.root / "stopping"
 
     @property
     def train(self) -> Path:

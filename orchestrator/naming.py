@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.records import FailedTrial, ModelRecord
+from orchestrator.records import FailedTrial, ModelRecord, StoppedTrial
 from orchestrator.wording import settings, short
 
-Trial = ModelRecord | FailedTrial
+Trial = ModelRecord | FailedTrial | StoppedTrial
 
 USUAL = ("density", "penalty_lr")
 """Part of every name in a campaign of one method, where the trial has them."""

@@ -111,6 +111,9 @@ def tune_callback(
             over.add(key)
             if result.get("failure"):
                 progress.done(who, f"FAILED, {result['failure']}")
+            elif stopped := result.get("stopped"):
+                where = f"at rung {stopped['rung']:g}, step {stopped['step']}"
+                progress.done(who, f"stopped {where}: {stopped['reason']}")
             elif result.get("unrecorded"):
                 progress.done(who, "trained; MLflow does not answer, its run is written later")
             else:

@@ -84,3 +84,17 @@ def record_model(launch: Launch, record: ModelRecord, writer: RunWriter) -> Mode
     writer.end("FINISHED")
     journal.remove()
     return record
+
+
+def record_stop(launch: Launch, *, rung: float, reason: str, step: int, writer: RunWriter) -> None:
+    """Write of a training that was stopped early its curve, and where and why it was, and end its
+    MLflow run.
+
+    Raises:
+        TrackingAway: The store does not answer; what is missing can be written later.
+    """
+    mirror = launch.layout.mirror
+    journal = journal_at(mirror.place(launch.layout.journal(launch.key)))
+    writer.points(journal.points, launch.metric)
+    writer.stopped(rung, reason, step)
+    journal.remove()

@@ -26,6 +26,14 @@ class RecordError(CampaignError, ValueError):
     """A record is damaged, or none."""
 
 
+def excess_of(asked: float, realized: float | None, budget: str) -> float:
+    """By how much a density is above what was asked; 0 up to `MET`, if it is not known, and for
+    other budgets than parameters."""
+    if realized is None or budget != "parameters":
+        return 0.0
+    return realized - asked if realized - asked > MET else 0.0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
     """The task's own figure of quality."""
@@ -182,10 +190,8 @@ class ModelRecord:
         """By how much the model is larger than it was to be, in density; 0 up to `MET`. Only a
         method without an exact projection is (`faithful`); other budgets than parameters were
         checked where they were counted."""
-        if self.densities is None or self.config.get("budget", "parameters") != "parameters":
-            return 0.0
-        excess = self.densities.prunable - self.target_density
-        return excess if excess > MET else 0.0
+        realized = None if self.densities is None else self.densities.prunable
+        return excess_of(self.target_density, realized, self.config.get("budget", "parameters"))
 
     @property
     def preference(self) -> tuple[float, float]:
@@ -246,6 +252,29 @@ class FailedTrial:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StoppedTrial:
+    """A draw that was stopped before its end because others were ahead of it (`search.stopping`);
+    it has no model and is no failure."""
+
+    key: str
+    task: str
+    config: dict[str, Any]
+    method_name: str
+    seed: int
+    rung: float
+    """Part of its steps at which it was judged."""
+    step: int
+    """At which it stopped."""
+    total_steps: int
+    """That it would have had."""
+    reason: str
+
+    @property
+    def saved_steps(self) -> int:
+        return self.total_steps - self.step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
     """Which model a task's campaign picked, and why."""
 
@@ -287,6 +316,8 @@ class TaskResult:
     """Source, sizes of the splits, content hash."""
     noisy_front: NoisyFront | None = None
     """The front with its uncertainty; None in results of earlier versions, or without trials."""
+    stopped: list[StoppedTrial] = field(default_factory=list)
+    """Early, by `search.stopping`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,7 +29,13 @@ from orchestrator.report_methods import methods_view
 from orchestrator.report_plan import plan_view
 from orchestrator.report_plots import draw_density_quality, draw_front, write_front_figure
 from orchestrator.report_svg import MAX_CURVES, PALETTE, Draw, as_svg
-from orchestrator.report_trials import chosen_trial, outcome, trial_table
+from orchestrator.report_trials import (
+    chosen_trial,
+    names_of,
+    outcome,
+    stops_of,
+    trial_table,
+)
 from orchestrator.rules import parse_rule
 
 __all__ = ["write_front_figure", "write_report"]
@@ -89,13 +95,14 @@ def _campaign_view(result: CampaignResult) -> dict[str, Any]:
         "spec_hash": result.spec_hash,
         "num_trials": sum(len(task.trials) for task in result.tasks),
         "num_failed": sum(len(task.failed) for task in result.tasks),
+        "stops": stops_of(*result.tasks) if any(t.stopped for t in result.tasks) else "",
         "across": across_view(result.across or across_tasks(result.tasks)),
         "tasks": [_task_view(task, f"t{index}") for index, task in enumerate(result.tasks)],
     }
 
 
 def _task_view(task: TaskResult, salt: str) -> dict[str, Any]:
-    shown, names = shown_trials(task), TrialNames.of([*task.trials, *task.failed])
+    shown, names = shown_trials(task), names_of(task)
     front = front_of(task)
     return {
         "id": salt,
@@ -113,6 +120,7 @@ def _task_view(task: TaskResult, salt: str) -> dict[str, Any]:
         "projections": _projections(task, shown, names),
         "table": trial_table(task, front),
         "failed": [(names.full(f), f) for f in task.failed],
+        "stopped": [(names.full(s), s) for s in task.stopped],
     }
 
 

@@ -7,9 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.front.assess import front_of
-from orchestrator.naming import USUAL, TrialNames
-from orchestrator.records import Densities, FailedTrial, ModelRecord, TaskResult
-from orchestrator.report_trials import measured_batches, outcome, status_of
+from orchestrator.naming import USUAL, Trial, TrialNames
+from orchestrator.records import Densities, ModelRecord, TaskResult
+from orchestrator.report_trials import measured_batches, names_of, outcome, status_of, stops_of
 from orchestrator.wording import (
     count,
     metric_name,
@@ -33,7 +33,7 @@ def terminal_table(task_result: TaskResult) -> Table:
     front = front_of(task)
     table = Table(title=escape(_title(task)), title_justify="left", caption=_caption(task))
     table.add_column("")
-    names = TrialNames.of([*task.trials, *task.failed])
+    names = names_of(task)
     headings = _setting_headings(names)
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "method" else "right")
@@ -56,6 +56,10 @@ def terminal_table(task_result: TaskResult) -> Table:
         probability = front.probability_of(trial.key) if front else None
         cells.insert(-1, probability_in_words(probability))
         table.add_row(*cells, style=_STYLES.get(status, ""))
+    for stopped in task.stopped:
+        settings, blanks = _settings(stopped, names), [""] * (5 + len(batches))
+        what = f"stopped at rung {stopped.rung:g}: {stopped.reason}"
+        table.add_row("", *settings, *blanks, Text(what), style="dim")
     for failed in task.failed:
         settings = _settings(failed, names)
         blanks = [""] * (5 + len(batches))
@@ -91,7 +95,7 @@ def _setting_headings(names: TrialNames) -> list[str]:
     ]
 
 
-def _settings(trial: ModelRecord | FailedTrial, names: TrialNames) -> list[str | Text]:
+def _settings(trial: Trial, names: TrialNames) -> list[str | Text]:
     # as Text, because names with brackets are no markup
     values: dict[str, str | Text] = {
         "method": Text(trial.method_name),
@@ -111,7 +115,8 @@ def _order(trial: ModelRecord, task: TaskResult) -> tuple[int, float, str]:
 
 
 def _title(task: TaskResult) -> str:
-    return f"{task.task}: {len(task.trials)} finished, {len(task.failed)} failed"
+    counts = f"{task.task}: {len(task.trials)} finished, {len(task.failed)} failed"
+    return f"{counts}, {stops_of(task)}" if task.stopped else counts
 
 
 def _caption(task: TaskResult) -> str:

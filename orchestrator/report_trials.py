@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from orchestrator.front.figures import NoisyFront
-from orchestrator.naming import TrialNames
-from orchestrator.records import Densities, FailedTrial, ModelRecord, TaskResult
+from orchestrator.naming import Trial, TrialNames
+from orchestrator.records import Densities, FailedTrial, ModelRecord, StoppedTrial, TaskResult
 from orchestrator.wording import (
     MISSING,
     count,
@@ -18,6 +18,7 @@ from orchestrator.wording import (
     probability_in_words,
     ratio,
     short,
+    stopped_early,
 )
 
 
@@ -41,7 +42,7 @@ class Row:
     extra: str
     """Searched settings that the name leaves out."""
     status: str
-    """`champion`, `candidate`, `front`, `dominated` or `failed`."""
+    """`champion`, `candidate`, `front`, `dominated`, `stopped` or `failed`."""
     passes: bool
     """Whether every `require` rule was met."""
     cells: list[Cell]
@@ -79,9 +80,20 @@ def measured_batches(task: TaskResult) -> list[int]:
     return sorted({row.batch for trial in task.trials for row in trial.speed})
 
 
+def names_of(task: TaskResult) -> TrialNames:
+    """What all its trials are called, with those that have no model."""
+    return TrialNames.of([*task.trials, *task.stopped, *task.failed])
+
+
+def stops_of(*tasks: TaskResult) -> str:
+    """How many were stopped early, where, and what that saved."""
+    return stopped_early((t.rung, t.saved_steps) for task in tasks for t in task.stopped)
+
+
 def trial_table(task: TaskResult, front: NoisyFront | None = None) -> TrialTable:
-    """Every trial of a task: the chosen one, the front, the rest by density, then failures."""
-    batches, names = measured_batches(task), TrialNames.of([*task.trials, *task.failed])
+    """Every trial of a task: the chosen one, the front, the rest by density, then those that were
+    stopped early, then failures."""
+    batches, names = measured_batches(task), names_of(task)
     place = {"champion": 0, "candidate": 0, "front": 1, "dominated": 2}
     finished = sorted(
         task.trials,
@@ -101,7 +113,8 @@ def trial_table(task: TaskResult, front: NoisyFront | None = None) -> TrialTable
         for trial in finished
     ]
     columns = _columns(task, batches)
-    rows += [_failed_row(trial, names, len(columns)) for trial in task.failed]
+    rows += [_row(trial, "stopped", names, len(columns)) for trial in task.stopped]
+    rows += [_row(trial, "failed", names, len(columns)) for trial in task.failed]
     return TrialTable(columns=columns, rows=rows)
 
 
@@ -155,21 +168,24 @@ def _cell(value: float, write: Callable[[float], str]) -> Cell:
     return Cell(MISSING if math.isnan(value) else write(float(value)), float(value))
 
 
-def _failed_row(trial: FailedTrial, names: TrialNames, num_columns: int) -> Row:
+def _row(
+    trial: FailedTrial | StoppedTrial, status: str, names: TrialNames, num_columns: int
+) -> Row:
+    """Of a trial without a model."""
     target = _cell(trial.config.get("density", math.nan), short)
     return Row(
         key=trial.key,
         name=names.without_density(trial),
         order=_order(trial, names),
         extra=names.differences(trial),
-        status="failed",
+        status=status,
         passes=False,
         cells=[target] + [Cell("", math.nan)] * (num_columns - 1),
         run_id="",
     )
 
 
-def _order(trial: ModelRecord | FailedTrial, names: TrialNames) -> float | str:
+def _order(trial: Trial, names: TrialNames) -> float | str:
     """Methods sort by name, the trials of one method by the setting that most campaigns search."""
     rate = trial.config.get("penalty_lr")
     return names.without_density(trial) if names.several_methods or rate is None else rate

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lowrank.errors import first_line
 from lowrank.pruner import Pruner
-from orchestrator.errors import CampaignError
+from orchestrator.errors import CampaignError, StoppedError
 from orchestrator.optimizer_state import optimizer_state, restore_optimizer
 from orchestrator.records import CurvePoint
 from orchestrator.snapshot import Snapshot, SnapshotError, SnapshotStore
@@ -36,8 +36,8 @@ at most, and a training of a minute is not worth a file."""
 LEAST_APART = 20
 """Times the duration of the last saving: no more than a twentieth of the time is spent on it."""
 LOOK_EVERY_S = 5.0
-"""Between two looks for a notice that a machine will be taken away. Ray asks its nodes as often;
-clouds give notice of 30 seconds to two minutes."""
+"""Between two looks for a notice that a machine will be taken away, or a wish to stop. Ray asks its
+nodes as often; clouds give notice of 30 seconds to two minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,18 +158,36 @@ class Keeper:
             self._remember(training, training.task.shared_out(memories, now.rank, now.world))
 
     def offer(self, training: Training, step: int) -> None:
-        """Save the training after a step of its stretch, if it is time."""
+        """Save the training after a step of its stretch, if it is time.
+
+        Raises:
+            StoppedError: Others are ahead of it.
+        """
+        self._heed(training, step)
         self._save_after(INTERVAL_S, training, step)
 
     def look(self, training: Training, step: int) -> None:
         """Save the training after any step, if a machine is about to be taken away: there may be
-        no validation before that. Cheap at most steps."""
+        no validation before that. Cheap at most steps.
+
+        Raises:
+            StoppedError: Others are ahead of it.
+        """
         if self._store is None or not self._looks.due(training.first_step + step):
             return
+        self._heed(training, step)
         if self.workers.ending():
             self._save_after(0.0, training, step)
         # the steps of all workers are those of the first
         self._looks.next(self.workers.gather(self._looks.pause())[0])
+
+    def _heed(self, training: Training, step: int) -> None:
+        """End a training that is asked to stop; one that has all its steps is not worth it."""
+        done, recorder = training.first_step + step, training.recorder
+        asked = self.workers.stop_asked() if done < recorder.total_steps else None
+        if asked is not None:
+            recorder.flush()
+            raise StoppedError(asked.rung, asked.reason, done)
 
     def _save_after(self, seconds: float, training: Training, step: int) -> None:
         """Unless the last state is younger than that."""

@@ -43,7 +43,8 @@ def plan_trials(
         task: One of its tasks.
         data_hash: Of the prepared data.
         finished: From the key of a finished trial to its quality on validation.
-        failed: Keys of trials that ended without a model and are not tried again.
+        failed: Keys of trials that ended without a model and are not tried again, those that were
+            stopped early among them.
         higher_is_better: Whether a greater quality is the better one.
         excess: From the key of a finished trial to how far its size is above what was asked, if it
             is: among draws the one nearest to its size is the best, whatever its quality.
@@ -71,6 +72,17 @@ def plan_trials(
             for again in method.runs(finalist.searched, repeat, finalist.source):
                 plans.setdefault(again.key, again)
     return list(plans.values())
+
+
+def draws_among(spec: CampaignSpec, plans: Sequence[TrialPlan]) -> list[TrialPlan]:
+    """The draws of a plan: what is run to find values, neither a repeat nor a finalist's run, nor
+    what has its values from a draw elsewhere, nor part of a ladder."""
+    tuned = spec.search.density if spec.search.tune_at is None else [spec.search.tune_at]
+    return [
+        plan
+        for plan in plans
+        if plan.repeat == 0 and plan.trunk is None and plan.method.density in tuned
+    ]
 
 
 def expected_trials(spec: CampaignSpec, task: AnyTask) -> int:

@@ -22,7 +22,7 @@ from orchestrator.spec_glue import Glue, with_usual_metric
 from orchestrator.spec_method import MethodSpec, merge_method
 from orchestrator.spec_resources import Resources
 from orchestrator.spec_retention import RetentionSpec
-from orchestrator.spec_search import SearchSpec, conflicts, misfits, within
+from orchestrator.spec_search import SearchSpec, conflicts, misfits, unreached_rungs, within
 
 # --------------------------------------------------------------------------- data and models
 
@@ -316,7 +316,14 @@ class CampaignSpec(Block):
         method = self.method.model_dump()
         if refused := misfits(method, task.method):
             return [within(("tasks", index, task.kind, "method"), refused)]
-        found = conflicts(self.search, merge_method(method, task.method))
+        merged = merge_method(method, task.method)
+        found = list(conflicts(self.search, merged))
+        if not found:
+            steps = task.evaluate_every, task.dense.steps
+            found = [
+                {**error, "msg": f"{error['msg']} (task {task.name})"}
+                for error in unreached_rungs(self.search, merged, *steps)
+            ]
         return [{**error, "loc": ("search", *error["loc"])} for error in found]
 
     def _unmeasured(self, place: tuple[str, str], rules: list[str]) -> list[dict[str, Any]]:
@@ -348,7 +355,7 @@ class CampaignSpec(Block):
         values = self.model_dump(mode="json", exclude={"storage", "tracking", "retention"})
         if not self.measure.int8:  # came later: what is recorded of specs without it stays
             del values["measure"]["int8"]
-        for name in ("finalists", "ladder", "warm_start"):
+        for name in ("finalists", "ladder", "stopping", "warm_start"):
             if values["search"][name] is None:
                 del values["search"][name]
         resources = values["resources"]

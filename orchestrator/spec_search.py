@@ -21,6 +21,7 @@ from pydantic import (
 from orchestrator.spec_block import Block, Name, PlacedErrors, errors_of, field_errors, rule
 from orchestrator.spec_ladder import LadderSpec, ladder_errors, misplaced, without_truth
 from orchestrator.spec_method import Density, MethodSpec, fields_of, merge_method
+from orchestrator.spec_stopping import StoppingSpec, stopping_errors, unreached
 from orchestrator.spec_warm import WarmStart, with_names_alone
 
 SELECTING = {"include", "exclude", "embeddings"}
@@ -174,6 +175,8 @@ class SearchSpec(Block):
     warm_start: WarmStart | None = None
     """Earlier campaigns whose best settings are the first draws, at no cost in trials: the number
     of draws stays what it is. With `gp` what they came to counts among what it learns from."""
+    stopping: StoppingSpec | None = None
+    """Stops draws that others are ahead of in quality and size; by default nobody is stopped."""
     methods: dict[Name, ComparedMethod] = Field(default_factory=dict)
     """Methods to compare, by name; by default one, `method` itself."""
     fields: dict[str, Choice] = Field(default_factory=dict)
@@ -218,9 +221,19 @@ class SearchSpec(Block):
         if self.ladder is not None:
             others = {"tune_at": self.tune_at, "repeats_at": self.repeats_at}
             errors += ladder_errors(self.ladder, self.density, **others)
+        if self.stopping is not None:
+            errors += self._misfits_of_stopping(self.stopping)
         if errors:
             raise PlacedErrors(errors, SearchSpec)
         return self
+
+    def _misfits_of_stopping(self, stopping: StoppingSpec) -> Iterator[dict[str, Any]]:
+        methods = list(self.methods.values()) or [ComparedMethod()]
+        draws = [each.trials_per_density or self.trials_per_density for each in methods]
+        sampler = None if self.sampler == "random" else self.sampler
+        ladder = None if self.ladder is None else "one"
+        cells = 1 if self.tune_at is not None else len(self.density)
+        return stopping_errors(stopping, draws, cells, sampler=sampler, ladder=ladder)
 
     @property
     def descending(self) -> list[float]:
@@ -288,6 +301,30 @@ def conflicts(search: SearchSpec, method: dict[str, Any]) -> Iterator[dict[str, 
     if unused:
         message = "is given by each of search.methods itself, or has no meaning for its kind"
         yield within(("fields",), [rule((name,), message) for name in sorted(unused)])
+
+
+def unreached_rungs(
+    search: SearchSpec, method: dict[str, Any], evaluate_every: int, dense_steps: int
+) -> Iterator[dict[str, Any]]:
+    """What the steps of a task's methods make of `search.stopping`, at its place in `search`.
+
+    Args:
+        search: Without conflicts.
+        method: Every field of the task's method, valid.
+        evaluate_every: Of the task.
+        dense_steps: Of its reference.
+    """
+    if search.stopping is None:
+        return
+    known = {}
+    for name, compared in search.methods.items() or [("", ComparedMethod())]:
+        spec = MethodSpec.model_validate(merge_method(method, compared.changes))
+        searched = search.shared_fields(compared, spec.kind) | compared.searched
+        # of steps that are drawn nothing is known
+        if not searched.keys() & {"kind", "steps", "gated_fraction"}:
+            known[name or spec.kind] = spec
+    for reason in unreached(search.stopping, known, evaluate_every, dense_steps):
+        yield rule(("stopping", "rungs"), reason)
 
 
 def misfits(method: dict[str, Any], changes: dict[str, Any]) -> list[dict[str, Any]]:

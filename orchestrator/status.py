@@ -11,7 +11,14 @@ from orchestrator.layout import Layout
 from orchestrator.search import expected_trials
 from orchestrator.spec import AnyTask, CampaignSpec
 from orchestrator.tracking.reading import LoggedRun, RunReader
-from orchestrator.tracking.writer import CURVE_KEYS, FINAL, TRAIN_SECONDS, VALIDATION
+from orchestrator.tracking.writer import (
+    CURVE_KEYS,
+    FINAL,
+    STOPPED_STEP,
+    STOPPED_TAG,
+    TRAIN_SECONDS,
+    VALIDATION,
+)
 
 TRAINING, WAITING, FINISHED, FAILED, STOPPED = (
     "training",
@@ -40,7 +47,7 @@ class ModelStatus:
     seconds: float | None = None
     """Of training, so far or in all."""
     reason: str = ""
-    """Of a failure."""
+    """Of a failure, or why it was stopped for good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +119,9 @@ def _model(reader: RunReader, run: LoggedRun) -> ModelStatus:
     steps = reader.last_step(run, CURVE_KEYS["train_loss"]) if run.status == "RUNNING" else None
     state = ENDED.get(run.status) or (WAITING if steps is None else TRAINING)
     total = _num_steps(run.params)
+    early = STOPPED_TAG in run.tags and state == STOPPED
+    told = STOPPED_TAG if early else "failure"
+    steps = int(run.tags.get(STOPPED_STEP, 0)) if early else steps
     return ModelStatus(
         name=run.name,
         state=state,
@@ -120,7 +130,7 @@ def _model(reader: RunReader, run: LoggedRun) -> ModelStatus:
         density=metrics.get("density/prunable", metrics.get(CURVE_KEYS["expected_density"])),
         validation=_validation(metrics),
         seconds=metrics.get(TRAIN_SECONDS, metrics.get(CURVE_KEYS["seconds"])),
-        reason=run.tags.get("failure", "") if state == FAILED else "",
+        reason=run.tags.get(told, "") if early or state == FAILED else "",
     )
 
 
@@ -145,7 +155,10 @@ def _num_steps(params: Mapping[str, Any]) -> int:
 
 
 def _seconds_left(models: list[ModelStatus], expected: int, side_by_side: int) -> float | None:
-    ended = [m for m in models if m.state in (FINISHED, FAILED)]
+    # one that was stopped without a reason was interrupted, and goes on
+    ended = [
+        m for m in models if m.state in (FINISHED, FAILED) or (m.state == STOPPED and m.reason)
+    ]
     took = [m.seconds for m in models if m.state == FINISHED and m.seconds is not None]
     remaining = expected - len(ended)
     if not remaining:

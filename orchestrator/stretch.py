@@ -33,6 +33,8 @@ class Recorder:
     started: float = field(default_factory=time.perf_counter)
     before: float = 0.0
     """Seconds of the training that this one goes on from."""
+    realized_density: float | None = None
+    """As the projection left it, once there was one: part of the reports."""
     _unsent: list[CurvePoint] = field(default_factory=list)
 
     @property
@@ -50,6 +52,7 @@ class Recorder:
         point = self.add(point)
         self.flush()
         progress = {k: getattr(point, k) for k in point.__dataclass_fields__}
+        progress["realized_density"] = self.realized_density
         self.workers.report(
             {k: v for k, v in progress.items() if v not in (None, {})}
             | {"total_steps": self.total_steps}

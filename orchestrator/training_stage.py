@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,14 @@ from orchestrator.progress import tune_callback
 from orchestrator.recording import record_model, trained
 from orchestrator.records import FailedTrial, ModelRecord, RecordError
 from orchestrator.room import DRIVER, concurrent_trials
-from orchestrator.search import expected_trials, plan_trials
+from orchestrator.search import draws_among, expected_trials, plan_trials
 from orchestrator.spec import content_hash
+from orchestrator.stopping.signals import Signals
+from orchestrator.stopping_stage import is_stopped, rungs_of, settle_stop, without
 from orchestrator.tasks import make_task
 from orchestrator.trial import tune_trial
 from orchestrator.trial_keys import dense_key
+from orchestrator.wording import stopped_early
 
 logger = logging.getLogger(__name__)
 
@@ -43,27 +46,32 @@ class TrainingStage:
         """Train what is missing of a task: its dense reference, then its trials in rounds."""
         spec, progress = self.site.spec, self.site.progress
         state.dense = self._dense(state)
+        state.rungs = rungs_of(self.site, state)
         records: dict[str, ModelRecord] = {}
         draws = Draws(self.site.layout.draws)
         while True:
-            failed = {trial.key for trial in state.failed}
+            ended = {trial.key for trial in state.failed}
+            ended |= {trial.key for trial in state.stopped}
             state.plans = plan_trials(
                 spec,
                 state.task,
                 state.data.content_hash,
                 {key: record.quality for key, record in records.items()},
-                failed,
+                ended,
                 state.dense.metric.higher_is_better,
                 {key: record.excess for key, record in records.items()},
                 draws,
                 state.earlier,
             )
             self._keep_draws(state)
-            new = [p for p in state.plans if p.key not in records and p.key not in failed]
+            new = without(state.plans, records, ended)
             if not new:
                 break
             self._round(state, new, records)
         state.trials = [records[plan.key] for plan in state.plans if plan.key in records]
+        if state.stopped:
+            stops = [(trial.rung, trial.saved_steps) for trial in state.stopped]
+            progress.line(f"{state.task.name}: {stopped_early(stops)}")
         # of a method whose draws all failed nothing more is to come
         progress.total_models += len(state.plans) - expected_trials(spec, state.task)
 
@@ -95,14 +103,20 @@ class TrainingStage:
     def _round(
         self, state: TaskState, plans: list[TrialPlan], records: dict[str, ModelRecord]
     ) -> None:
-        """Every plan ends as one of `records` or among the failed."""
+        """Every plan ends as one of `records`, among the failed or among the stopped."""
         launches: dict[str, Launch] = {}
         ladders: dict[str, list[TrialPlan]] = {}
+        self._judge(state, records)
         for plan in plans:
             name = f"{state.task.name} {plan.name}"
             record = self._existing(plan.key)
             if record is not None:
                 self.site.progress.done(name, "already finished", reused=True)
+            elif is_stopped(self.site, state, plan.key):
+                found = settle_stop(self, state, plan)
+                self.site.progress.done(
+                    name, f"already stopped at rung {found.rung:g}", reused=True
+                )
             else:
                 launch = self.launch(state, plan.key, plan)
                 record = self._taken_up(name, launch)
@@ -114,17 +128,26 @@ class TrainingStage:
                 records[plan.key] = record
         if not launches:
             return
+        self._judge(state, records)
         if ladders:
             run_ladders(self, state, ladders, launches)
         else:
             self.run_trials(state, launches)
         failed = {trial.key for trial in state.failed}
+        by_key = {plan.key: plan for plan in plans}
         for launch in launches.values():
             record = None if launch.key in failed else self._recorded(launch)
             if record is not None:
                 records[launch.key] = record
+            elif is_stopped(self.site, state, launch.key):
+                settle_stop(self, state, by_key[launch.key], launch)
             elif launch.key not in failed:
                 state.failed.append(failure_of(launch, "no record was left"))
+
+    def _judge(self, state: TaskState, records: dict[str, ModelRecord]) -> None:
+        """Tell the rungs whom they judge, and what has ended."""
+        if state.rungs is not None:
+            state.rungs.plan(draws_among(self.site.spec, state.plans), records)
 
     def _existing(self, key: str) -> ModelRecord | None:
         """A finished model with this key: both its record and its FINISHED run."""
@@ -233,6 +256,16 @@ class TrainingStage:
         """Tune runs one trial per launch; failures are kept with their reason."""
         from ray import tune
 
+        from orchestrator.stopping.scheduler import FrontScheduler
+
+        rungs, signals = state.rungs, Signals()
+        if rungs is not None:
+            launches = {
+                name: replace(launch, stop_signal=signals.key(launch.key))
+                if rungs.judges(launch.key)
+                else launch
+                for name, launch in launches.items()
+            }
         resources = self.site.spec.resources_of(state.task)
         house, left = self.site.house, {launch.key for launch in launches.values()}
         # each model of a chain begins with the one above it
@@ -244,6 +277,8 @@ class TrainingStage:
 
         def ended(key: str, result: dict[str, Any]) -> None:
             left.discard(key)
+            if rungs is not None and (stopped := result.get("stopped")):
+                rungs.ended(key, stopped["step"], stopped["recorded"])
             house.ended(key, result)
             house.settle(left, resources.concurrent_trials, ladders)
 
@@ -257,6 +292,7 @@ class TrainingStage:
                 max_concurrent_trials=concurrent_trials(resources, available),
                 # a process takes longer to start and import than a trial's bookkeeping takes
                 reuse_actors=True,
+                scheduler=None if rungs is None else FrontScheduler(rungs, signals),
                 trial_dirname_creator=lambda trial: trial.config["launch"]["job"]["key"],
             ),
             run_config=tune.RunConfig(
@@ -267,7 +303,11 @@ class TrainingStage:
                 verbose=0,
             ),
         )
-        for result in tuner.fit():
+        try:
+            results = tuner.fit()
+        finally:
+            signals.forget()
+        for result in results:
             launch, metrics = Launch(**(result.config or {})["launch"]), result.metrics or {}
             failure = metrics.get("failure")
             if result.error is not None:
@@ -275,6 +315,8 @@ class TrainingStage:
             failed = metrics.get("failures", {}) if launch.then and not result.error else {}
             for each in [launch, *(Launch(**fields) for fields in launch.then)]:
                 reason = failed.get(each.key, failure)
+                if is_stopped(self.site, state, each.key):
+                    continue
                 # of a trial whose process died, what is home is not lost
                 if reason and (each.is_trunk or trained(each) is None):
                     self.site.tracking.writer(each.run_id).end("FAILED", reason)

@@ -16,9 +16,15 @@ from orchestrator.bucket.places import here, path_here
 from orchestrator.controller_watch import attended
 from orchestrator.elastic import callbacks as elastic_callbacks
 from orchestrator.elastic import num_workers
-from orchestrator.errors import CampaignError, ClusterError, StorageError, TrialError
+from orchestrator.errors import (
+    CampaignError,
+    ClusterError,
+    StoppedError,
+    StorageError,
+    TrialError,
+)
 from orchestrator.launch import Launch
-from orchestrator.recording import record_model, trained
+from orchestrator.recording import record_model, record_stop, trained
 from orchestrator.records import ModelRecord
 from orchestrator.snapshot import SnapshotStore
 from orchestrator.spec import Resources
@@ -42,13 +48,15 @@ campaign itself is looked at."""
 
 
 def worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What each Ray Train worker runs. Returns the reason if the job itself is at fault."""
+    """What each Ray Train worker runs. Returns the reason if the job itself is at fault, and where
+    and why it was stopped early if it was."""
     from ray.train import get_context
 
     from lowrank.errors import LowRankError
 
     rank = get_context().get_world_rank()
     note = path_here(config["hung"]) / f"worker{rank}.txt"
+    outcome: dict[str, Any] = {"failure": None}
     try:
         with Watchdog(60 * config["hang_minutes"], note) as watchdog:
             # within its time: they read a file system that may hang
@@ -61,7 +69,11 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
             job = Job(**config["job"])
             job = replace(job, data=here(job.data), dense=here(job.dense) if job.dense else None)
             run = run_trunk if job.is_trunk else run_job
-            run(job, RayWorkers(watchdog, config["home"]), sink)
+            workers = RayWorkers(watchdog, config["home"], config["stop_signal"])
+            try:
+                run(job, workers, sink)
+            except StoppedError as stopped:
+                outcome["stopped"] = stopped.facts
             if journal is not None:
                 journal.settle()
     except StorageError:
@@ -70,7 +82,7 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
     except (CampaignError, LowRankError) as error:
         # returned, not raised: Ray would take it for a fault of the machine and try again
         return {"failure": str(error)}
-    return {"failure": None}
+    return outcome
 
 
 def _sink(config: dict[str, Any], journal: Journal) -> CurveSink:
@@ -85,6 +97,7 @@ def run_launch(launch: Launch, callbacks: list[Any], train: Train) -> ModelRecor
 
     Raises:
         TrialError: Training failed; the run is ended as FAILED.
+        StoppedError: It was stopped early.
         TrackingAway: The model is home, its run has still to be written.
     """
     writer = RunWriter(launch.tracking_uri, launch.run_id)
@@ -92,7 +105,7 @@ def run_launch(launch: Launch, callbacks: list[Any], train: Train) -> ModelRecor
         record = trained(launch) or train(launch, callbacks)
         assert record is not None
         return record_model(launch, record, writer)
-    except TrackingAway:
+    except (TrackingAway, StoppedError):
         raise
     except Exception as error:
         known = isinstance(error, CampaignError)
@@ -123,7 +136,20 @@ def tune_trial(config: dict[str, Any], train: Train) -> None:
     except TrialError as error:
         tune.report({"ended": 1, "failure": str(error)})
         return
+    except StoppedError as stopped:
+        tune.report({"ended": 1, "failure": None, "stopped": _stopped(launch, stopped)})
+        return
     tune.report({"ended": 1, "failure": None, "quality": record.quality})
+
+
+def _stopped(launch: Launch, stopped: StoppedError) -> dict[str, Any]:
+    """What the trial reports of it; its MLflow run says the same, if the store answers."""
+    try:
+        record_stop(launch, **stopped.facts, writer=RunWriter(launch.tracking_uri, launch.run_id))
+    except TrackingAway as error:
+        logger.warning("%s", error)
+        return stopped.facts | {"recorded": False}
+    return stopped.facts | {"recorded": True}
 
 
 def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord | None:
@@ -131,6 +157,7 @@ def train_on_workers(launch: Launch, callbacks: list[Any]) -> ModelRecord | None
 
     Raises:
         TrialError: Training failed.
+        StoppedError: It was stopped early; nothing of it is left but its curve.
     """
     import ray.train
     from ray.exceptions import RayActorError
@@ -173,6 +200,10 @@ def _brought_home(launch: Launch, result: Any, states: SnapshotStore) -> ModelRe
         # asked for again it begins anew: from its last state it would fail in the same way
         states.clear()
         raise TrialError(returned["failure"], key)
+    if returned.get("stopped"):
+        shutil.rmtree(layout.train / key, ignore_errors=True)
+        states.clear()
+        raise StoppedError(**returned["stopped"])
     if launch.is_trunk:
         shutil.rmtree(layout.train / key, ignore_errors=True)
         states.clear()
@@ -244,6 +275,7 @@ def _trainer(launch: Launch, callbacks: list[Any]) -> Any:
             "hung": layout.mirror.place(layout.hung(key)),
             "home": layout.mirror.place(layout.model(key)) if layout.mirror.is_bucket else None,
             "hang_minutes": resources.hang_minutes,
+            "stop_signal": launch.stop_signal,
         },
         # workers that wait for each other before the training begins are nobody's step
         torch_config=TorchConfig(timeout_s=math.ceil(60 * resources.hang_minutes)),

@@ -6,6 +6,7 @@ import getpass
 import math
 import re
 import socket
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -114,6 +115,18 @@ def metric_name(name: str) -> str:
 
 def plural(number_of: int, noun: str) -> str:
     return f"{number_of} {noun}{'' if number_of == 1 else 's'}"
+
+
+def stopped_early(stops: Iterable[tuple[float, int]]) -> str:
+    """`3 stopped early (2 at rung 0.4, 1 at rung 0.6), 1,200 steps saved`.
+
+    Args:
+        stops: Of each trial its rung, and the steps that it was spared.
+    """
+    stops = list(stops)
+    counts = Counter(rung for rung, _ in stops)
+    rungs = ", ".join(f"{counts[rung]} at rung {rung:g}" for rung in sorted(counts))
+    return f"{len(stops)} stopped early ({rungs}), {sum(s for _, s in stops):,} steps saved"
 
 
 def settings(config: Mapping[str, Any], fields: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from orchestrator.bucket.places import opened
+from orchestrator.stopping.signals import Stop, heard
 from orchestrator.watchdog import Watchdog
 
 
@@ -38,6 +39,11 @@ class Workers(Protocol):
     def ending(self) -> bool:
         """Whether notice was given that a machine of the group will be taken away. Called by all
         workers at the same steps; the same on all of them."""
+        ...
+
+    def stop_asked(self) -> Stop | None:
+        """What asks the training to end now, because others are ahead of it. Called by all workers
+        at the same steps; the same on all of them."""
         ...
 
     def beat(self) -> None:
@@ -67,6 +73,9 @@ class LocalWorkers:
     def ending(self) -> bool:
         return False
 
+    def stop_asked(self) -> Stop | None:
+        return None
+
     def beat(self) -> None:
         pass
 
@@ -78,16 +87,22 @@ class RayWorkers:
         watchdog: Hears of each step.
         home: Place in a bucket where a finished model's files go; None hands them to Ray, whose
             folders are on storage that all machines see.
+        stop_signal: Where to hear that the training is to stop; None if it never is.
     """
 
-    def __init__(self, watchdog: Watchdog | None = None, home: str | None = None) -> None:
+    def __init__(
+        self,
+        watchdog: Watchdog | None = None,
+        home: str | None = None,
+        stop_signal: str | None = None,
+    ) -> None:
         import ray.train
         import ray.train.torch
 
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self._watchdog, self._home = watchdog, home
+        self._watchdog, self._home, self._stop_signal = watchdog, home, stop_signal
 
     def wrap(self, model: nn.Module) -> nn.Module:
         import ray.train.torch
@@ -121,6 +136,12 @@ class RayWorkers:
         import ray.train
 
         return ray.train.get_preemption_info() is not None
+
+    def stop_asked(self) -> Stop | None:
+        if self._stop_signal is None:
+            return None
+        stop: Stop | None = self.gather(heard(self._stop_signal) if self.rank == 0 else None)[0]
+        return stop
 
     def beat(self) -> None:
         if self._watchdog is not None:

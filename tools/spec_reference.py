@@ -31,6 +31,7 @@ from orchestrator.spec_ladder import LadderSpec
 from orchestrator.spec_method import MethodSpec
 from orchestrator.spec_retention import RetentionSpec
 from orchestrator.spec_search import ComparedMethod, Distribution, SearchSpec
+from orchestrator.spec_stopping import StoppingSpec
 from orchestrator.spec_warm import WarmStart
 
 TARGET = Path(__file__).parent.parent / "docs" / "spec.md"
@@ -52,6 +53,7 @@ SECTIONS: list[tuple[str, type[Block]]] = [
     ("search", SearchSpec),
     ("search.ladder", LadderSpec),
     ("search.warm_start", WarmStart),
+    ("search.stopping", StoppingSpec),
     ("a method in search.methods", ComparedMethod),
     ("a range in search", Distribution),
     ("measure", MeasureSpec),

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from orchestrator.plan.states import model_bytes, state_bytes
 from orchestrator.plan.trace import Evaluation
 from orchestrator.plan.work import DENSE, GATED
+from orchestrator.stopping.signals import Stop
 
 
 @dataclass(kw_only=True)
@@ -70,6 +71,9 @@ class ProbeWorkers:
 
     def ending(self) -> bool:
         return False
+
+    def stop_asked(self) -> Stop | None:
+        return None
 
     def beat(self) -> None:
         if self.device.type == "cuda":

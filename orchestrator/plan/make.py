@@ -231,6 +231,7 @@ def _put_together(
         **_sums(spec, tasks, overhead),
         warnings=[*_warnings(ready, spec), *(w for fit in fits for w in fit.warnings)],
         unused=notes,
+        at_most=spec.search.stopping is not None,
     )
 
 

@@ -71,6 +71,9 @@ class Plan:
     """Most that are there for a while."""
     warnings: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    at_most: bool = False
+    """Whether draws may be stopped early (`search.stopping`), so that steps, time and compute are
+    upper ends."""
 
     @property
     def num_models(self) -> int:

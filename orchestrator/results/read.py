@@ -11,12 +11,13 @@ from orchestrator.draws import Draws
 from orchestrator.earlier import EarlierTrial
 from orchestrator.errors import CampaignError
 from orchestrator.method_search import TrialPlan
-from orchestrator.records import Choice, FailedTrial, ModelRecord, TaskResult
+from orchestrator.records import Choice, FailedTrial, ModelRecord, StoppedTrial, TaskResult
 from orchestrator.report_methods import Runs, compared_runs
 from orchestrator.search import expected_trials, plan_trials
 from orchestrator.spec import CampaignSpec, MethodSpec
+from orchestrator.spec_stopping import training_steps
 from orchestrator.tracking.reading import LoggedRun, RunReader
-from orchestrator.tracking.writer import flat
+from orchestrator.tracking.writer import STOPPED_RUNG, STOPPED_STEP, STOPPED_TAG, flat
 from orchestrator.trial_keys import dense_key
 
 
@@ -132,6 +133,7 @@ def read_results(reader: RunReader, spec: CampaignSpec, task: AnyTask) -> Result
             dense=dense,
             trials=trials,
             failed=list(search.failed.values()),
+            stopped=list(search.stopped.values()),
             choice=Choice(key=None, sentence="", front=[], passed=[]),
             data=setting.get("data", {}),
         ),
@@ -192,6 +194,7 @@ class _Search:
         self.used: dict[str, LoggedRun] = {}
         self.finished: dict[str, ModelRecord] = {}
         self.failed: dict[str, FailedTrial] = {}
+        self.stopped: dict[str, StoppedTrial] = {}
         self.missing: list[tuple[TrialPlan, str]] = []
         self.matched = 0
 
@@ -203,7 +206,7 @@ class _Search:
                 self.task,
                 self.data_hash,
                 {key: record.quality for key, record in self.finished.items()},
-                self.failed,
+                self.failed.keys() | self.stopped.keys(),
                 self.dense.metric.higher_is_better,
                 {key: record.excess for key, record in self.finished.items()},
                 draws,
@@ -236,6 +239,9 @@ class _Search:
                 seed=plan.seed,
             )
             return
+        if STOPPED_TAG in run.tags and run.status == "KILLED" and self.spec.search.stopping:
+            self.stopped[plan.key] = self._stopped(plan, run)
+            return
         record = self.reader.record(run) if run.status == "FINISHED" else None
         if record is not None:
             self.finished[plan.key] = replace(record, method_name=plan.method_name)
@@ -243,6 +249,19 @@ class _Search:
             self.missing.append((plan, "its record cannot be read"))
         else:
             self.missing.append((plan, "running" if run.status == "RUNNING" else "stopped"))
+
+    def _stopped(self, plan: TrialPlan, run: LoggedRun) -> StoppedTrial:
+        return StoppedTrial(
+            key=plan.key,
+            task=self.task.name,
+            config=plan.method.model_dump(mode="json"),
+            method_name=plan.method_name,
+            seed=plan.seed,
+            rung=float(run.tags.get(STOPPED_RUNG, "nan")),
+            step=int(run.tags.get(STOPPED_STEP, "0")),
+            total_steps=training_steps(plan.method, self.task.dense.steps),
+            reason=run.tags[STOPPED_TAG],
+        )
 
     def _run_of(self, plan: TrialPlan) -> LoggedRun | None:
         own = self.by_key.get(plan.key)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from orchestrator import wording
 from orchestrator.method_search import TrialPlan
+from orchestrator.report_trials import stops_of
 from orchestrator.results.read import Results
 from orchestrator.results.text import Pictures, free, picture, seconds, table
 from orchestrator.wording import metric_name, number, plural
@@ -40,6 +41,8 @@ def _trials(results: Results) -> str:
     parts = [f"{len(results.finished)} finished"]
     if failed := len(results.result.failed):
         parts.append(f"{failed} failed")
+    if results.result.stopped:
+        parts.append(stops_of(results.result))
     if missing := len(results.missing) + results.to_come:
         parts.append(f"{missing} missing")
     seeds = sorted({trial.seed for trial in results.result.trials})
@@ -145,6 +148,16 @@ def failed_and_missing(results: Results, pictures: Pictures) -> list[str]:
     body = [
         [free(f.method_name), f"{f.config['density']:g}", str(f.seed), "failed", free(f.reason)]
         for f in results.result.failed
+    ]
+    body += [
+        [
+            free(s.method_name),
+            f"{s.config['density']:g}",
+            str(s.seed),
+            f"stopped at rung {s.rung:g}",
+            free(s.reason),
+        ]
+        for s in results.result.stopped
     ]
     body += _missing(results)
     blocks = [table(("method", "density", "seed", "state", ""), body)] if body else []

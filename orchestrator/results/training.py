@@ -64,6 +64,8 @@ def _draws(results: Results) -> list[list[TrialPlan]]:
 
 
 def _state(results: Results, plan: TrialPlan) -> str:
+    if any(each.key == plan.key for each in results.result.stopped):
+        return "stopped"
     return next((state for p, state in results.missing if p.key == plan.key), "failed")
 
 

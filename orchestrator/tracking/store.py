@@ -10,7 +10,16 @@ from typing import Any
 
 from orchestrator.errors import TrackingError, redact_uri
 from orchestrator.tracking.patience import Patience, PatientClient, unreachable
-from orchestrator.tracking.writer import SHORT_WAIT_S, RunWriter, flat, knock, mlflow_client
+from orchestrator.tracking.writer import (
+    SHORT_WAIT_S,
+    STOPPED_RUNG,
+    STOPPED_STEP,
+    STOPPED_TAG,
+    RunWriter,
+    flat,
+    knock,
+    mlflow_client,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +151,11 @@ class Tracking:
         if not is_new:
             self._all()[key] = _Known(run_id, False)
             self.client.update_run(run_id, status="RUNNING")
-            there = self.client.get_run(run_id).data.params
+            data = self.client.get_run(run_id).data
+            there = data.params
+            # one that was stopped early, and now is not
+            for tag in {STOPPED_TAG, STOPPED_RUNG, STOPPED_STEP} & set(data.tags):
+                self.client.delete_tag(run_id, tag)
         new = [Param(k, str(value)) for k, value in flat(params).items() if k not in there]
         for start in range(0, len(new), MOST_PARAMS):
             self.client.log_batch(run_id, params=new[start : start + MOST_PARAMS])

@@ -36,6 +36,8 @@ WEIGHTS_SHA256 = "weights_sha256"
 """Param of a logged model."""
 WEIGHTS_TAG = "weights"
 """On the run, and on the logged model, of a model whose weights are not kept."""
+STOPPED_TAG, STOPPED_RUNG, STOPPED_STEP = "stopped", "stopped.rung", "stopped.step"
+"""On the run of a trial that was stopped early: why, at which rung, and after which step."""
 SHORT_WAIT_S = 30.0
 """How long a worker or a trial waits for a store that is away: a lock and a server's restart pass,
 and a processor is not kept idle for longer. Whoever can wait longer, the driver, does so."""
@@ -229,6 +231,12 @@ class RunWriter:
             if is_ready and is_kept and model.params.get(WEIGHTS_SHA256) == weights_sha256:
                 return f"models:/{output.model_id}"
         return None
+
+    def stopped(self, rung: float, reason: str, step: int) -> None:
+        """The training was stopped early: the run ends as KILLED, for it has no model, and its tags
+        tell it from one that was interrupted."""
+        self.tags({STOPPED_TAG: reason, STOPPED_RUNG: f"{rung:g}", STOPPED_STEP: str(step)})
+        self.client.set_terminated(self.run_id, "KILLED")
 
     def end(self, status: str, reason: str | None = None) -> None:
         """FINISHED, FAILED or KILLED; the last thing that is written."""
