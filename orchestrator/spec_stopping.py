@@ -98,8 +98,8 @@ def unreached(
         gated, total = fixed_from(method), training_steps(method, dense_steps)
         fixed = [rung for rung in stopping.rungs if milestone(rung, total) >= gated]
         judged = judged or bool(fixed)
-        ends = [*(milestone(rung, total) for rung in fixed[1:]), total]
-        for rung, end in zip(fixed, ends, strict=True):
+        for rung, after in zip(fixed, [*fixed[1:], 1.0], strict=False):
+            end = milestone(after, total)
             begin = max(milestone(rung, total), gated + 1)
             first = gated + evaluate_every * math.ceil((begin - gated) / evaluate_every)
             if first >= end:

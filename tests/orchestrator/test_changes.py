@@ -14,6 +14,7 @@ from orchestrator.layout import Layout
 from orchestrator.records import ModelRecord
 from orchestrator.search import plan_trials
 from orchestrator.spec import CampaignSpec
+from orchestrator.spec_after import MeasureSpec
 from orchestrator.spec_io import dump_spec
 from orchestrator.tracking import Tracking
 from orchestrator.trial_keys import dense_key
@@ -144,6 +145,23 @@ class TestCompare:
         found = change(spec_with(), spec_with(search={"density": [0.5], "methods": many}))
         assert len(found.text.splitlines()) == 21
         assert "and 4" in found.text.splitlines()[-1]
+
+
+def test_draws_that_were_stopped_keep_nobody_waiting():
+    """What follows from the others is asked for although they have no model."""
+    search = SPEC["search"] | {"repeats": 2, "trials_per_density": 3}
+    before = spec_with(search=search | {"stopping": {"at_least": 2}}, method={"steps": 1000})
+    records = finished(before)
+    draws = [p.key for p in plan_trials(before, before.tasks[0], "data")]
+    del records[draws[-1]]
+    after = before.model_copy(update={"seed": before.seed, "measure": MeasureSpec(repeats=9)})
+    stopped = compare(before, after, {"lm": "data"}, records, stopped=draws[-1:])
+    assert stopped.differences
+    assert (stopped.dropped, stopped.num_models) == ([], 4)
+    # without the block it is to be trained, and may be the best
+    without = spec_with(search=search, method={"steps": 1000})
+    change = compare(before, without, {"lm": "data"}, records, stopped=draws[-1:])
+    assert len(change.dropped) == 1
 
 
 class TestCheck:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import logging
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,10 +21,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from orchestrator import resume
-from orchestrator.errors import StorageError
+from orchestrator.errors import StoppedError, StorageError
 from orchestrator.job import Job
-from orchestrator.records import ModelRecord
+from orchestrator.records import CurvePoint, ModelRecord
 from orchestrator.snapshot import Snapshot, SnapshotError, SnapshotStore
+from orchestrator.stopping.signals import Stop
 from orchestrator.train_loop import run_job
 from orchestrator.workers import LocalWorkers
 from tests.lowrank.processes import in_processes
@@ -264,6 +266,57 @@ def test_a_machine_that_is_taken_away_with_notice_costs_no_step(
         (saved,) = SnapshotStore(snapshots).steps()
         assert saved not in validations
         same(train_to(tmp_path / f"resumed{look}", again), straight)
+
+
+class Unwanted(LocalWorkers):
+    """A training that others are ahead of.
+
+    Args:
+        at: Which question finds that out, from 1.
+    """
+
+    def __init__(self, at: int) -> None:
+        self.reports: list[dict[str, Any]] = []
+        super().__init__(lambda progress, checkpoint: self.reports.append(progress))
+        self._at, self._asked = at, 0
+
+    def stop_asked(self) -> Stop | None:
+        self._asked += 1
+        return Stop(rung=0.4, reason="behind") if self._asked >= self._at else None
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "agp", "low-rank", "from-scratch"])
+def test_a_training_stops_when_it_is_asked_to(
+    kind: str, parents: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = replace(job_of(parents["lm"], kind), snapshots=str(tmp_path / "snapshots"))
+    sent: list[CurvePoint] = []
+    workers = Unwanted(at=6)
+    with pytest.raises(StoppedError, match="behind") as stopped:
+        run_job(job, workers, sent.extend)
+    steps = [report["step"] for report in workers.reports]
+    assert 0 < stopped.value.step < workers.reports[0]["total_steps"]
+    assert steps[-1] <= stopped.value.step
+    assert stopped.value.facts == {"rung": 0.4, "reason": "behind", "step": stopped.value.step}
+    again = pickle.loads(pickle.dumps(stopped.value))
+    assert again.facts == stopped.value.facts
+    # nothing of the curve is lost
+    assert max(point.step for point in sent) <= stopped.value.step
+    assert {report["step"] for report in workers.reports} <= {point.step for point in sent}
+    fixed = [report for report in workers.reports if report["phase"] == "finetune"]
+    known = {"realized_density" in report for report in fixed}
+    assert known <= {kind in ("adaptive", "agp")}
+
+
+def test_who_is_through_is_not_stopped(parents: dict[str, Any], tmp_path: Path):
+    job = replace(job_of(parents["lm"], "low-rank"), snapshots=str(tmp_path / "snapshots"))
+
+    class AtTheEnd(Unwanted):
+        def stop_asked(self) -> Stop | None:
+            last = self.reports and self.reports[-1]["step"] == self.reports[-1]["total_steps"]
+            return Stop(rung=0.4, reason="behind") if last else None
+
+    assert run_job(job, AtTheEnd(1)).quality > 0
 
 
 @pytest.mark.parametrize(("step_s", "expected"), [(0.01, 500), (0.9, 6), (30.0, 1)])

@@ -119,6 +119,25 @@ def test_without_a_driver_what_is_open_is_stopped(standing: Standing):
     assert model.state == "training"
 
 
+def test_what_was_stopped_early_is_told_from_what_was_interrupted(standing: Standing):
+    standing.run("dense", None, seconds=100)
+    early, interrupted = (standing.run(f"density={d}", "low-rank") for d in (0.5, 0.25))
+    standing.curve(early, point(10, validation=2.5))
+    standing.tracking.writer(early).stopped(0.4, "place 3 of 4", 12)
+    standing.tracking.writer(interrupted).end("KILLED", "interrupted")
+    _, first, second = standing.look().models
+    assert (first.state, first.reason, first.step) == ("stopped", "place 3 of 4", 12)
+    assert (second.state, second.reason, second.step) == ("stopped", "", 0)
+    assert not standing.tracking.finished("density=0.5")
+    # one has ended and the other has not: with two repeats there are three more to train
+    with standing.layout.locked():
+        assert standing.look().seconds_left == pytest.approx(100 * 3 / 2)
+    # asked for again, without rungs, it is a trial like any other
+    assert standing.run("density=0.5", "low-rank") == early
+    standing.tracking.writer(early).end("FINISHED")
+    assert not any("stopped" in tag for tag in standing.tracking.client.get_run(early).data.tags)
+
+
 def test_it_is_over_when_all_tasks_are(standing: Standing):
     assert not standing.look().over
     standing.tracking.writer(standing.parent).end("FINISHED")

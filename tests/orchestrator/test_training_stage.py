@@ -19,6 +19,7 @@ from orchestrator.progress import Progress
 from orchestrator.records import FailedTrial
 from orchestrator.search import expected_trials
 from orchestrator.spec import CampaignSpec
+from orchestrator.stopping.notes import read_notes
 from orchestrator.training_stage import TrainingStage
 from orchestrator.trial import Launch
 from tests.orchestrator.record_factory import make_dense, make_trial
@@ -52,6 +53,8 @@ class Store:
 
     uri: str = "sqlite://"
     ended: set[str] = field(default_factory=set)
+    told: list[tuple[str, float, str, int]] = field(default_factory=list)
+    """Runs that were stopped early: run, rung, reason, step."""
     runs: dict[str, tuple[dict[str, Any], dict[str, str]]] = field(default_factory=dict)
 
     def finished(self, key: str) -> bool:
@@ -63,6 +66,12 @@ class Store:
         self.runs[key] = (params, tags)
         return f"run-{key}"
 
+    def writer(self, run_id: str) -> Any:
+        return SimpleNamespace(
+            points=lambda points, metric: None,
+            stopped=lambda rung, reason, step: self.told.append((run_id, rung, reason, step)),
+        )
+
 
 @dataclass
 class Cluster:
@@ -72,17 +81,36 @@ class Cluster:
     layout: Layout
     fails: Callable[[Launch], bool] = lambda launch: False
     vanishes: Callable[[Launch], bool] = lambda launch: False
+    rungs: bool = False
+    """Whether a draw reports before its end, as its `penalty_lr` is."""
+    dies: Callable[[Launch], bool] = lambda launch: False
+    """After the decision to stop it, before it has heard of that."""
+    late: bool = False
+    """Whether trainings hear of it when they are over."""
     rounds: list[list[Launch]] = field(default_factory=list)
 
     def run_trials(self, state: TaskState, launches: dict[str, Launch]) -> None:
         self.rounds.append(list(launches.values()))
         for launch in launches.values():
+            if self.rungs and self._stops(state, launch) and not self.late:
+                continue
             if self.fails(launch):
                 state.failed.append(
                     FailedTrial(key=launch.job["key"], task="lm", config={}, reason="diverged")
                 )
             elif not self.vanishes(launch):
                 self._finish(launch)
+
+    def _stops(self, state: TaskState, launch: Launch) -> bool:
+        values = {"step": 500, "total_steps": 1000, "phase": "finetune"}
+        values |= {"validation": launch.job["method"]["penalty_lr"]}
+        assert state.rungs is not None or launch.job["dense"] is None
+        found = state.rungs.arrive(launch.key, values) if state.rungs else None
+        if found is not None and self.dies(launch):
+            raise KeyboardInterrupt
+        if found is not None and not self.late:
+            state.rungs.ended(launch.key, 600, recorded=False)
+        return found is not None
 
     def _finish(self, launch: Launch) -> None:
         key, config = launch.job["key"], launch.job["method"]
@@ -251,3 +279,89 @@ def test_without_a_dense_reference_the_campaign_stops(
     cluster.fails = lambda launch: launch.job["dense"] is None
     with pytest.raises(TrialError, match="dense reference of task lm failed: diverged"):
         train(cluster, monkeypatch)
+
+
+STOPPING = {
+    "tune_at": None,
+    "trials_per_density": 4,
+    "methods": {},
+    "penalty_lr": {"uniform": [0.1, 1]},
+    "stopping": {"rungs": [0.4], "keep": 0.5, "at_least": 3},
+}
+
+
+def test_draws_that_were_stopped_are_no_failures(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
+    cluster.rungs = True
+    state = train(cluster, monkeypatch, **STOPPING)
+    assert state.stopped
+    assert not state.failed
+    assert len(state.stopped) + len(state.trials) == len(state.plans) == 10
+    for trial in state.stopped:
+        assert (trial.rung, trial.step, trial.total_steps) == (0.4, 600, 1000)
+        assert trial.saved_steps == 400
+        assert "by rank and spread" in trial.reason
+        assert trial.method_name == "flop-l0"
+    # their runs say so, and all else follows from the others
+    assert [run for run, *_ in cluster.store.told] == [f"run-{s.key}" for s in state.stopped]
+    _, draws, rest = cluster.rounds
+    assert {launch.job["seed"] for launch in draws} == {7}
+    assert [launch.job["seed"] for launch in rest] == [8, 8]
+    for again in rest:
+        cell = [r for r in state.trials if r.target_density == again.job["method"]["density"]]
+        assert again.job["method"]["penalty_lr"] == min(r.quality for r in cell)
+
+    again = train(cluster, monkeypatch, **STOPPING)
+    assert cluster.rounds == []
+    assert again.stopped == state.stopped
+    assert again.trials == state.trials
+    assert len(cluster.store.told) == len(state.stopped), "what was recorded stays so"
+
+
+def test_a_draw_is_not_trained_again_when_its_driver_died_after_the_decision(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    cluster.rungs, cluster.dies = True, lambda launch: True
+    with pytest.raises(KeyboardInterrupt):
+        train(cluster, monkeypatch, **STOPPING)
+    assert cluster.store.told == []
+    (note,) = [n for n in read_notes(cluster.layout) if n.stopped]
+    assert (note.ended_at, note.recorded) == (None, False)
+    cluster.dies = lambda launch: False
+    state = train(cluster, monkeypatch, **STOPPING)
+    trained = [launch.key for each in cluster.rounds for launch in each]
+    assert note.key not in trained
+    (stopped,) = [trial for trial in state.stopped if trial.key == note.key]
+    # the step of the decision, for when it ended nobody knows
+    assert stopped.step == 500
+    assert [run for run, *_ in cluster.store.told].count(f"run-{note.key}") == 1
+
+
+def test_one_that_hears_too_late_is_a_finished_trial(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    cluster.rungs = cluster.late = True
+    state = train(cluster, monkeypatch, **STOPPING)
+    assert any(note.stopped for note in read_notes(cluster.layout))
+    assert state.stopped == []
+    assert len(state.trials) == 10
+
+
+def test_without_rungs_those_that_were_stopped_are_trained(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    cluster.rungs = True
+    stopped = {trial.key for trial in train(cluster, monkeypatch, **STOPPING).stopped}
+    cluster.rungs = False
+    state = train(cluster, monkeypatch, **(STOPPING | {"stopping": None}))
+    assert {launch.key for launch in cluster.rounds[0]} == stopped
+    assert not state.stopped
+
+
+def test_what_is_finished_stays_when_rungs_are_asked_for(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    before = train(cluster, monkeypatch, **(STOPPING | {"stopping": None}))
+    cluster.rungs = True
+    after = train(cluster, monkeypatch, **STOPPING)
+    assert cluster.rounds == []
+    assert after.trials == before.trials

@@ -55,6 +55,36 @@ class TestUnfinished:
         assert (quality["density 0.5"], quality["density 0.1"]) == ("-", "-")
         assert "(1)" in quality["density 0.25"]
 
+    def test_draws_that_were_stopped_early(self, no_plots: None, tmp_path: Path):
+        search = make_spec().search.model_dump(exclude_none=True)
+        stopping = {"at_least": 2, "rungs": [0.5]}
+        spec = make_spec(search=search | {"stopping": stopping}, method={"steps": 1000})
+        draws = FakeReader(spec, unfinished=["all"]).plans()
+        late = [p for p in draws if p.method_name == "adaptive"][-1]
+        reader = FakeReader(spec, failed={late.key: "place 4 of 5"})
+        reader.logged = [
+            replace(
+                run,
+                status="KILLED",
+                tags=run.tags
+                | {"stopped": "place 4 of 5", "stopped.rung": "0.5", "stopped.step": "600"},
+            )
+            if run.key == late.key
+            else run
+            for run in reader.logged
+        ]
+        results = read(reader)
+        (trial,) = results.result.stopped
+        assert (trial.key, trial.rung, trial.saved_steps) == (late.key, 0.5, 400)
+        assert not results.result.failed
+        assert set(results.runs()["adaptive"]) == {0.5, 0.25, 0.1}, "repeats were planned"
+        page = write(results, tmp_path)
+        (row,) = tables(section(page, "Failed and missing"))[0]
+        assert (row["state"], row[""]) == ("stopped at rung 0.5", "place 4 of 5")
+        assert "stopped" in section(page, "Tuning")
+        facts = dict((r[""], t) for r, t in facts_of(page))
+        assert "1 stopped early (1 at rung 0.5), 400 steps saved" in facts["trials"]
+
     def test_the_state_of_a_run_is_told(self):
         reader = FakeReader(make_spec())
         states = {}

@@ -1,0 +1,1 @@
+from tests.orchestrator.fixtures import store  # noqa: F401
