@@ -190,8 +190,10 @@ class ModelRecord:
         """By how much the model is larger than it was to be, in density; 0 up to `MET`. Only a
         method without an exact projection is (`faithful`); other budgets than parameters were
         checked where they were counted."""
-        realized = None if self.densities is None else self.densities.prunable
-        return excess_of(self.target_density, realized, self.config.get("budget", "parameters"))
+        if self.densities is None:
+            return 0.0
+        budget = self.config.get("budget", "parameters")
+        return excess_of(self.target_density, self.densities.prunable, budget)
 
     @property
     def preference(self) -> tuple[float, float]:

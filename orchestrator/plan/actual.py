@@ -165,6 +165,7 @@ def _notes(plan: Plan, result: CampaignResult) -> list[str]:
     for task, planned in _paired(result.tasks, plan):
         if len(task.trials) != planned:
             found = plural(len(task.trials), "finished trial")
+            found += f", {len(task.stopped)} stopped early" if task.stopped else ""
             notes.append(f"task {task.task}: {planned} planned, {found}")
     return notes
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pydantic import TypeAdapter, ValidationError
 
 from lowrank.plain_json import read_json
-from orchestrator.errors import StorageError, storage_error
+from orchestrator.errors import CampaignError, StorageError, storage_error
 from orchestrator.layout import Layout
 
 
@@ -114,7 +114,12 @@ class Notes:
             os.replace(partial, path)
         except OSError as error:
             raise storage_error(path, error) from error
-        self._layout.mirror.push_file(path)
+        try:
+            self._layout.mirror.push_file(path)
+        except CampaignError:
+            if note.key not in self._notes:
+                path.unlink(missing_ok=True)  # what the bucket does not know is not decided
+            raise
         self._notes[note.key] = note
 
 

@@ -66,7 +66,18 @@ def test_counts_alone_tell_bytes_and_no_hours(tmp_path: Path):
     assert found["source"] == COUNTED
     assert found["seconds"] is None
     assert sum(found["bytes"].values()) > 1e6
-    assert "hours    not without a probe" in lowrank("plan", spec, "--no-probe").stdout
+    shown = lowrank("plan", spec, "--no-probe").stdout
+    assert "hours    not without a probe" in shown
+    assert "at most" not in shown
+
+
+def test_stopping_makes_of_a_plan_the_most_that_it_takes(tmp_path: Path):
+    draws = "trials_per_density: 3, finetune_learning_rate: {uniform: [0.001, 0.1]}"
+    search = f"search={{density: [0.5, 0.3], {draws}, stopping: {{rungs: [0.6]}}}}"
+    asked = ["--set", search, "--set", "method={kind: low-rank, steps: 1000}"]
+    shown = lowrank("plan", write_spec(tmp_path), "--no-probe", *asked).stdout
+    assert "at most 14 models" in shown
+    assert "search.stopping may end draws early" in shown
 
 
 def test_a_campaign_that_cannot_fit_is_refused_before_anything_is_read(tmp_path: Path):

@@ -150,7 +150,9 @@ class TestCompare:
 def test_draws_that_were_stopped_keep_nobody_waiting():
     """What follows from the others is asked for although they have no model."""
     search = SPEC["search"] | {"repeats": 2, "trials_per_density": 3}
-    before = spec_with(search=search | {"stopping": {"at_least": 2}}, method={"steps": 1000})
+    before = spec_with(
+        search=search | {"stopping": {"at_least": 2}}, method={"kind": "flop-l0", "steps": 1000}
+    )
     records = finished(before)
     draws = [p.key for p in plan_trials(before, before.tasks[0], "data")]
     del records[draws[-1]]
@@ -159,7 +161,7 @@ def test_draws_that_were_stopped_keep_nobody_waiting():
     assert stopped.differences
     assert (stopped.dropped, stopped.num_models) == ([], 4)
     # without the block it is to be trained, and may be the best
-    without = spec_with(search=search, method={"steps": 1000})
+    without = spec_with(search=search, method={"kind": "flop-l0", "steps": 1000})
     change = compare(before, without, {"lm": "data"}, records, stopped=draws[-1:])
     assert len(change.dropped) == 1
 

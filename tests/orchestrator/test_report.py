@@ -17,7 +17,13 @@ import pytest
 from rich.console import Console
 
 from orchestrator import wording
-from orchestrator.records import FailedTrial, ModelRecord, TaskResult
+from orchestrator.records import (
+    CampaignResult,
+    FailedTrial,
+    ModelRecord,
+    StoppedTrial,
+    TaskResult,
+)
 from orchestrator.report import shown_trials, write_front_figure, write_report
 from orchestrator.report_curves import MAX_POINTS, _series, phases, rank_share
 from orchestrator.report_table import terminal_table
@@ -219,6 +225,37 @@ def test_rows_are_ordered_and_searched_fields_show() -> None:
         "distill 0.5", "distill 0", "distill 0.5, from first/abc",
     }  # fmt: skip
     assert all(len(row.cells) == len(table.columns) for row in table.rows)
+
+
+def test_draws_that_were_stopped_early_are_no_failures(tmp_path: Path) -> None:
+    task = task_result(*LM)
+    config = task.trials[0].config | {"density": 0.25, "penalty_lr": 0.9}
+    fields = {"task": task.task, "config": config, "method_name": task.trials[0].method_name}
+    stopped = [
+        StoppedTrial(
+            key=name * 8, seed=0, rung=rung, step=step, total_steps=900, reason=f"{name}!", **fields
+        )
+        for name, rung, step in (("ab", 0.4, 400), ("cd", 0.6, 600), ("ef", 0.4, 450))
+    ]
+    task = replace(task, stopped=stopped)
+    statuses = [row.status for row in trial_table(task).rows]
+    assert statuses[-4:] == ["stopped"] * 3 + ["failed"]
+    counted = "12 finished, 1 failed, 3 stopped early (2 at rung 0.4, 1 at rung 0.6), 1,250 steps"
+    page = page_of(tmp_path, task)
+    out = io.StringIO()
+    Console(file=out, width=200).print(terminal_table(task))
+    for text in (page.text, out.getvalue()):
+        assert counted in text
+        assert all(trial.reason in text for trial in stopped)
+    assert "They left no model and are no failures" in page.text
+    # without any nothing is said of it
+    assert "stopped" not in page_of(tmp_path, task_result(*LM)).text.lower()
+    assert CampaignResult.load(saved(tmp_path, task)).tasks[0].stopped == stopped
+
+
+def saved(folder: Path, task: TaskResult) -> Path:
+    make_campaign([task]).save(folder / "result.json")
+    return folder / "result.json"
 
 
 def test_terminal_table_marks_front_and_champion() -> None:
