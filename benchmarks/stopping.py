@@ -255,7 +255,7 @@ def main() -> None:
     )
     parser.add_argument("--trials", type=int, default=2400)
     parser.add_argument("--workers", type=int, default=16)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--correlation", type=float, default=0.6)
     parser.add_argument("--noise", type=float, default=0.01)
     parser.add_argument("--page", type=Path)
@@ -342,7 +342,8 @@ going on:
 - Ray Tune's `AsyncHyperBandScheduler` (ASHA), on the loss alone: Tune's class, driven by reports;
   it stops a training at once.
 
-Means over the tables and orders of {seeds}. Compute is a part of what all trainings to their ends take.
+Means over the tables and orders of {seeds}. Compute is a part of what all trainings take to their
+ends.
 The hypervolume is of loss and density of the trials that finished, up to the 90th percentile of the
 losses at the smallest density and to a density of {largest:g}, relative to that of the whole table:
 after the whole table, and when so much of its compute was used. The last columns are by how much

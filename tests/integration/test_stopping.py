@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from orchestrator.layout import Layout
 from orchestrator.records import CampaignResult
 from orchestrator.tracking import default_tracking_uri
-from tests.integration.conftest import lowrank, without_letters, write_spec
+from tests.integration.conftest import lowrank, without_packages, write_spec
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
@@ -26,12 +26,11 @@ SEARCH = """search:
 
 def stopping_spec(folder: Path) -> tuple[Path, Path]:
     spec, storage = write_spec(folder, "stops")
-    without_letters(spec)
+    without_packages(spec)
     text = spec.read_text()
     begin, end = text.index("method: {kind"), text.index("measure:")
     text = text[:begin] + "method: {kind: low-rank, steps: 80}\n" + SEARCH + text[end:]
-    text = text.replace("evaluate_every: 15", "evaluate_every: 4")
-    spec.write_text(text.replace("concurrent_trials: 2", "concurrent_trials: 1"))
+    spec.write_text(text.replace("evaluate_every: 15", "evaluate_every: 4"))
     return spec, storage
 
 

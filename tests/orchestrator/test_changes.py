@@ -156,7 +156,7 @@ def test_draws_that_were_stopped_keep_nobody_waiting():
     records = finished(before)
     draws = [p.key for p in plan_trials(before, before.tasks[0], "data")]
     del records[draws[-1]]
-    after = before.model_copy(update={"seed": before.seed, "measure": MeasureSpec(repeats=9)})
+    after = before.model_copy(update={"seed": before.seed, "measure": MeasureSpec(repeats=11)})
     stopped = compare(before, after, {"lm": "data"}, records, stopped=draws[-1:])
     assert stopped.differences
     assert (stopped.dropped, stopped.num_models) == ([], 4)

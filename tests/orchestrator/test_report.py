@@ -249,7 +249,7 @@ def test_draws_that_were_stopped_early_are_no_failures(tmp_path: Path) -> None:
         assert all(trial.reason in text for trial in stopped)
     assert "They left no model and are no failures" in page.text
     # without any nothing is said of it
-    assert "stopped" not in page_of(tmp_path, task_result(*LM)).text.lower()
+    assert "Stopped early" not in page_of(tmp_path, task_result(*LM)).text
     assert CampaignResult.load(saved(tmp_path, task)).tasks[0].stopped == stopped
 
 

@@ -305,7 +305,6 @@ def test_a_training_stops_when_it_is_asked_to(
     assert {report["step"] for report in workers.reports} <= {point.step for point in sent}
     fixed = [report for report in workers.reports if report["phase"] == "finetune"]
     assert all(0 < report["realized_density"] <= 0.3 for report in fixed)
-    assert bool(fixed) == (kind != "from-scratch")
 
 
 def test_who_is_through_is_not_stopped(parents: dict[str, Any], tmp_path: Path):
