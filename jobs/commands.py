@@ -81,6 +81,7 @@ def report(path: Path, overrides: Sequence[str]) -> int:
     from orchestrator.layout import Layout
     from orchestrator.records import CampaignResult
     from orchestrator.report import write_report
+    from orchestrator.report_card import kept_cards
 
     spec = load_spec(path, overrides)
     layout = Layout.of(spec.storage, spec.name)
@@ -92,7 +93,8 @@ def report(path: Path, overrides: Sequence[str]) -> int:
     result = CampaignResult.load(layout.result)
     _tables(result)
     comparison = _against_plan(layout, result, spec)
-    say(f"report   {write_report(result, layout.report, comparison)}")
+    cards = kept_cards(layout, result.tasks)
+    say(f"report   {write_report(result, layout.report, comparison, cards)}")
     layout.mirror.push_file(layout.report)
     return 0
 

@@ -21,6 +21,7 @@ from orchestrator.promotion.card import model_card
 from orchestrator.records import CampaignResult, Promotion, TaskResult
 from orchestrator.registry import Registry
 from orchestrator.report import write_front_figure, write_report
+from orchestrator.report_card import kept_cards
 from orchestrator.selection import choose, reference_drop
 from orchestrator.wording import facts
 
@@ -60,7 +61,8 @@ def conclude(
     )
     campaign.save(site.layout.result)
     local = site.spec.tracking.uri is None
-    write_report(campaign, site.layout.report, against_plan(site.layout, campaign, local))
+    cards = kept_cards(site.layout, tasks)
+    write_report(campaign, site.layout.report, against_plan(site.layout, campaign, local), cards)
     for path in (site.layout.result, site.layout.report):
         site.layout.mirror.push_file(path)
     _publish(site, states, campaign)
@@ -92,6 +94,7 @@ def _promote(site: Site, state: TaskState, result: TaskResult, registry_uri: str
     site.progress.line(f"{state.task.name}: {promotion.sentence}")
     card = site.layout.card(state.task.name)
     card.write_text(model_card(case, promotion), encoding="utf-8")
+    site.layout.mirror.push_file(card)
     return replace(result, promotion=promotion)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from orchestrator.front.objectives import largest_batch
 from orchestrator.naming import TrialNames
 from orchestrator.plan.actual import Comparison
 from orchestrator.records import CampaignResult, Densities, ModelRecord, Speed, TaskResult
+from orchestrator.report_card import card_view
 from orchestrator.report_curves import (
     draw_panel,
     draw_ranks,
@@ -25,9 +26,11 @@ from orchestrator.report_curves import (
     rank_figure_size,
 )
 from orchestrator.report_front import across_view, front_view
+from orchestrator.report_ladder import ladder_view
 from orchestrator.report_methods import methods_view
 from orchestrator.report_plan import plan_view
 from orchestrator.report_plots import draw_density_quality, draw_front, write_front_figure
+from orchestrator.report_search import search_view
 from orchestrator.report_svg import MAX_CURVES, PALETTE, Draw, as_svg
 from orchestrator.report_trials import (
     chosen_trial,
@@ -46,7 +49,10 @@ _PANEL = (5.6, 2.9)
 
 
 def write_report(
-    result: CampaignResult, path: Path, against_plan: Comparison | None = None
+    result: CampaignResult,
+    path: Path,
+    against_plan: Comparison | None = None,
+    cards: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the report of a campaign as one self-contained HTML file.
 
@@ -54,6 +60,7 @@ def write_report(
         result: all tasks, each with at least its dense reference; trials may be none.
         path: the file, whole or not at all; missing folders are made.
         against_plan: what the campaign came to beside its plan, if it had one.
+        cards: Markdown of the registered models' cards, by task.
 
     Returns:
         `path`.
@@ -77,7 +84,7 @@ def write_report(
         "words": wording.metric_name,
     }
     page = environment.get_template("report.html.j2").render(
-        _campaign_view(result) | {"plan": plan_view(against_plan)}
+        _campaign_view(result, cards or {}) | {"plan": plan_view(against_plan)}
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -86,7 +93,7 @@ def write_report(
     return path
 
 
-def _campaign_view(result: CampaignResult) -> dict[str, Any]:
+def _campaign_view(result: CampaignResult, cards: Mapping[str, str]) -> dict[str, Any]:
     return {
         "name": result.name,
         "started": result.started.replace("T", " "),
@@ -97,11 +104,14 @@ def _campaign_view(result: CampaignResult) -> dict[str, Any]:
         "num_failed": sum(len(task.failed) for task in result.tasks),
         "stops": stops_of(*result.tasks) if any(t.stopped for t in result.tasks) else "",
         "across": across_view(result.across or across_tasks(result.tasks)),
-        "tasks": [_task_view(task, f"t{index}") for index, task in enumerate(result.tasks)],
+        "tasks": [
+            _task_view(task, f"t{index}", cards.get(task.task))
+            for index, task in enumerate(result.tasks)
+        ],
     }
 
 
-def _task_view(task: TaskResult, salt: str) -> dict[str, Any]:
+def _task_view(task: TaskResult, salt: str, card: str | None) -> dict[str, Any]:
     shown, names = shown_trials(task), names_of(task)
     front = front_of(task)
     return {
@@ -112,12 +122,15 @@ def _task_view(task: TaskResult, salt: str) -> dict[str, Any]:
         "figures": _figures(task, salt),
         "sure": front_view(task, front, salt),
         "methods": methods_view(task, f"{salt}-methods"),
+        "ladder": ladder_view(task, f"{salt}-ladder"),
+        "card": card_view(card),
         "curves": _curves(task, shown, salt),
         "legend": _legend(task, shown, names),
         "ranks": _ranks(task, shown, salt),
         "checks": _checks(task),
         "speed": _speed(task, shown, names),
         "projections": _projections(task, shown, names),
+        "search": search_view(task, f"{salt}-search"),
         "table": trial_table(task, front),
         "failed": [(names.full(f), f) for f in task.failed],
         "stopped": [(names.full(s), s) for s in task.stopped],

@@ -258,9 +258,18 @@ def _ring(axes: Axes, task: TaskResult, place: Callable[[ModelRecord], float]) -
 
 
 def _limit_quality(axes: Axes, task: TaskResult, shown: Iterable[ModelRecord]) -> None:
-    """Scale to dense and front; far worse trials become triangles on the edge, and are counted.
+    """Scale to dense and front; far worse trials become triangles on the edge, and are counted."""
+    low, high, outside = quality_limits(task, shown)
+    axes.set_ylim(low, high)
+    if outside:
+        text = f"{plural(outside, 'trial')} off the scale, at the edge"
+        axes.set_title(text, size=8.5, color="#52606d", loc="right")
 
-    One diverged trial would otherwise flatten the differences that the plot is for.
+
+def quality_limits(task: TaskResult, shown: Iterable[ModelRecord]) -> tuple[float, float, int]:
+    """From where to where to draw quality, and how many of the trials are worse than that.
+
+    One diverged trial would otherwise flatten the differences that a plot is for.
     """
     sign = -1 if task.dense.metric.higher_is_better else 1
     losses = {trial.key: sign * trial.quality for trial in shown}
@@ -268,11 +277,8 @@ def _limit_quality(axes: Axes, task: TaskResult, shown: Iterable[ModelRecord]) -
     span = (max(near) - min(near)) or abs(near[0]) * 0.05 or 1.0
     inside = [loss for loss in losses.values() if loss <= max(near) + 0.6 * span]
     best, worst = min([*near, *inside]) - 0.1 * span, max([*near, *inside]) + 0.1 * span
-    axes.set_ylim(min(sign * best, sign * worst), max(sign * best, sign * worst))
-    outside = len(losses) - len(inside)
-    if outside:
-        text = f"{plural(outside, 'trial')} off the scale, at the edge"
-        axes.set_title(text, size=8.5, color="#52606d", loc="right")
+    edges = sorted((sign * best, sign * worst))
+    return edges[0], edges[1], len(losses) - len(inside)
 
 
 def _inside(axes: Axes, quality: float) -> tuple[float, str]:

@@ -51,7 +51,8 @@ def as_svg(draw: Draw, *, salt: str, label: str, size: tuple[float, float] = (5.
     """Run a drawing function and return an `<svg>` element that any page may hold.
 
     Args:
-        draw: fills a figure and returns its tooltips.
+        draw: fills a figure and returns its tooltips; marks with one keep their id as `data-mark`,
+            for the page's script.
         salt: unique within the page; ids start with it.
         label: what a screen reader says.
         size: inches; the page scales the figure to its column.
@@ -86,11 +87,7 @@ def _embeddable(svg: str, tips: Tips, salt: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # in one pass: a plot of a thousand trials has a thousand marks and megabytes of text
-    svg = re.sub(
-        r'<g id="([^"]*)">',
-        lambda m: f"<g><title>{html.escape(tips[m[1]])}</title>" if m[1] in tips else m[0],
-        svg,
-    )
+    svg = re.sub(r'<g id="([^"]*)">', lambda m: _with_tip(m, tips), svg)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{salt}-{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{salt}-", svg)
@@ -99,3 +96,10 @@ def _embeddable(svg: str, tips: Tips, salt: str, label: str) -> str:
     opening = re.sub(r' (?:width|height)="[^"]*"', "", opening)
     named = f'<svg role="img" aria-label="{html.escape(label)}"'
     return opening.replace("<svg", named, 1) + ">" + rest
+
+
+def _with_tip(group: re.Match[str], tips: Tips) -> str:
+    """Its own id would be no longer unique within the page."""
+    if group[1] not in tips:
+        return group[0]
+    return f'<g data-mark="{group[1]}"><title>{html.escape(tips[group[1]])}</title>'

@@ -35,6 +35,7 @@ class Cell:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     key: str
+    method: str
     name: str
     """Without the density, which has a column of its own."""
     order: float | str
@@ -54,6 +55,8 @@ class TrialTable:
     columns: list[tuple[str, str]]
     """Heading and explanation of each of `Row.cells`."""
     rows: list[Row]
+    methods: list[str]
+    """Of the rows, where there are several."""
 
 
 def chosen_trial(task: TaskResult) -> ModelRecord | None:
@@ -102,6 +105,7 @@ def trial_table(task: TaskResult, front: NoisyFront | None = None) -> TrialTable
     rows = [
         Row(
             key=trial.key,
+            method=trial.method_name,
             name=names.without_density(trial),
             order=_order(trial, names),
             extra=_extra(trial, names),
@@ -115,7 +119,8 @@ def trial_table(task: TaskResult, front: NoisyFront | None = None) -> TrialTable
     columns = _columns(task, batches)
     rows += [_row(trial, "stopped", names, len(columns)) for trial in task.stopped]
     rows += [_row(trial, "failed", names, len(columns)) for trial in task.failed]
-    return TrialTable(columns=columns, rows=rows)
+    methods = list(dict.fromkeys(row.method for row in rows)) if names.several_methods else []
+    return TrialTable(columns=columns, rows=rows, methods=methods)
 
 
 def _extra(trial: ModelRecord, names: TrialNames) -> str:
@@ -175,6 +180,7 @@ def _row(
     target = _cell(trial.config.get("density", math.nan), short)
     return Row(
         key=trial.key,
+        method=trial.method_name,
         name=names.without_density(trial),
         order=_order(trial, names),
         extra=names.differences(trial),

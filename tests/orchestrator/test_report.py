@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import random
 import re
@@ -63,12 +64,14 @@ class Page(HTMLParser):
         self.ids: set[tuple[int, str]] = set()
         """With the number of the figure: Matplotlib repeats a definition within one."""
         self.links: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
         self.words: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         for name, value in attrs:
+            self.attributes.append((name, value or ""))
             if name == "id":
                 self.ids.add((self.tags.count("svg"), value or ""))
             if name in ("href", "src", "xlink:href", "srcset", "action"):
@@ -76,6 +79,9 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
+
+    def values(self, attribute: str) -> list[str]:
+        return [value for name, value in self.attributes if name == attribute]
 
     @property
     def text(self) -> str:
@@ -101,8 +107,8 @@ def test_the_whole_story_is_told(tmp_path: Path) -> None:
             assert trial.key[:8] in page.text
             assert trial.mlflow_run_id in page.text
         assert task.failed[0].reason in page.text
-    # per task: front, density, front with intervals, volume, four panels, ranks
-    assert page.tags.count("svg") == 18
+    # per task: front, density, front with intervals, volume, four panels, ranks, search
+    assert page.tags.count("svg") == 20
     for part in ("champion", "candidate", "✓ pass", "✗ fail", "1.60x to 1.72x", "threads 2"):
         assert part in page.text
 
@@ -119,15 +125,30 @@ def test_one_file_without_network(tmp_path: Path) -> None:
 def test_texts_from_people_stay_text(tmp_path: Path) -> None:
     evil = "<script>alert('x')</script> $\\frac{1}$ {{ 7 * 7 }} & \"q\""
     trials = [
-        replace(trial, ranks={f"h.{i}.{evil}": rank for i, rank in enumerate(trial.ranks.values())})
-        for trial in make_trials()
+        replace(
+            trial,
+            ranks={f"h.{i}.{evil}": rank for i, rank in enumerate(trial.ranks.values())},
+            config=trial.config | {"initialization": f"{evil} {index % 2}"},
+            method_name=evil if index % 2 else "plain",
+        )
+        for index, trial in enumerate(make_trials())
     ]
     failed = [FailedTrial(key="k" * 16, task=evil, config={"penalty_lr": evil}, reason=evil)]
     task = task_result(*LM, trials=trials, failed=failed, data={"source": evil})
-    page = page_of(tmp_path, replace(task, task=evil, kind=evil), name=evil, hardware={"cpu": evil})
+    result = make_campaign([replace(task, task=evil, kind=evil)], name=evil, hardware={"cpu": evil})
+    card = (
+        f"---\nlicense: {evil}\n---\n# {evil}\n\n| {evil} |\n|---|\n| ![{evil}](http://a.b/c) |\n"
+    )
+    path = write_report(result, tmp_path / "report.html", cards={evil: card})
+    page = Page(path.read_text(encoding="utf-8"))
     assert page.tags.count("script") == 1
-    assert page.text.count("alert('x')") >= 6
+    assert "img" not in page.tags
+    assert page.text.count("alert('x')") >= 12
     assert "{{ 7 * 7 }}" in page.text
+    assert page.values("data-method").count(evil) == page.values("data-method").count("plain") == 6
+    assert evil in page.values("value")
+    assert set(json.loads(page.values("data-lines")[0])) == {trial.key for trial in trials}
+    assert all(link.startswith(("#", "data:")) for link in page.links)
 
 
 @pytest.mark.parametrize("num_trials", [0, 1, 200])
@@ -155,14 +176,14 @@ def test_bare_records_and_no_choice(tmp_path: Path) -> None:
     assert outcome(task) == "none"
     assert "no choice" in page.text
     assert "Nearest is" in page.text
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 4
     assert not re.search(r"\bnan\b", page.text)
 
 
 def test_a_diverged_trial_does_not_flatten_the_plot(tmp_path: Path) -> None:
     wild = make_trial(0.5, 0.9, validation={"bits_per_character": 70.0})
     page = page_of(tmp_path, task_result(*LM, trials=[*make_trials(), wild]))
-    assert page.text.count("1 trial off the scale") == 2
+    assert page.text.count("1 trial off the scale") == 3
 
 
 def test_mixed_machines_are_called_out(tmp_path: Path) -> None:
@@ -212,6 +233,30 @@ def test_front_figure_is_a_png_and_pyplot_stays_out(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------- tables
+
+
+def test_the_table_is_whole_without_a_script_and_what_needs_one_is_hidden(tmp_path: Path) -> None:
+    trials = [replace(t, method_name="ab"[i % 2]) for i, t in enumerate(make_trials())]
+    task = task_result(*LM, trials=trials)
+    path = write_report(make_campaign([task]), tmp_path / "report.html")
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.values("data-key") == [row.key for row in trial_table(task).rows]
+    assert re.findall(r'<option value="(\w*)"', text) == ["", *trial_table(task).methods]
+    head, body = re.findall(
+        r'<table class="sortable">.*?<thead>(.*?)</thead>(.*?)</table>', text, re.DOTALL
+    )[0]
+    headings = re.findall(r"<th\b", head)
+    assert head.count("<button>") == len(headings), "a heading that no key reaches"
+    rows = re.findall(r"<tr.*?</tr>", body, re.DOTALL)
+    assert [row.count("data-order=") for row in rows] == [len(headings)] * len(rows)
+    for tag in re.findall(r"<(?:form|span|p)\b[^>]*data-script[^>]*>", text):
+        assert " hidden" in tag
+    assert text.count("data-script hidden") == 4
+    # one method needs no choice of methods, and no trial no filter
+    assert "<select" not in write_report(
+        make_campaign([task_result(*LM)]), tmp_path / "one.html"
+    ).read_text(encoding="utf-8")
 
 
 def test_rows_are_ordered_and_searched_fields_show() -> None:
