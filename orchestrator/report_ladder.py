@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,8 @@ from orchestrator.wording import number, percent
 
 PREVIEW, PREVIEW_DENSITY = "projected", "projected_density"
 """Extras of the trunk's points."""
+NEAR = 0.005
+"""Previews whose densities differ by less are of one density: ranks are whole numbers."""
 REACH = 2.0
 """Previews that are worse than the worst model by more than so many times what lies between it and
 dense are drawn at the edge."""
@@ -50,10 +52,8 @@ def descents(task: TaskResult) -> list[Descent]:
     for models in ladders.values():
         preview = max((_preview(model) for model in models), key=len)
         if preview:
-            named = names.without_density(models[0]), names.differences(models[0])
             models = sorted(models, key=lambda model: -model.target_density)
-            name = ", ".join(filter(None, named))
-            found.append(Descent(name=name, preview=preview, models=models))
+            found.append(Descent(name=_name(models[0], names), preview=preview, models=models))
     return found
 
 
@@ -72,6 +72,11 @@ def ladder_view(task: TaskResult, salt: str) -> dict[str, Any] | None:
     }
 
 
+def _name(model: ModelRecord, names: TrialNames) -> str:
+    config = {field: value for field, value in model.config.items() if field != "density"}
+    return names.full(replace(model, config=config))
+
+
 def _preview(model: ModelRecord) -> list[tuple[float, float, int]]:
     return [
         (point.extras[PREVIEW_DENSITY], point.extras[PREVIEW], point.step)
@@ -86,7 +91,7 @@ def _rows(ladders: Sequence[Descent], task: TaskResult) -> list[dict[str, str]]:
     for ladder in ladders:
         for model in ladder.models:
             realized = _realized(model, task)
-            density, quality, _ = min(ladder.preview, key=lambda each: abs(each[0] - realized))
+            density, quality = _nearest(ladder, realized)
             rows.append(
                 {
                     "name": ladder.name if model is ladder.models[0] else "",
@@ -96,6 +101,13 @@ def _rows(ladders: Sequence[Descent], task: TaskResult) -> list[dict[str, str]]:
                 }
             )
     return rows
+
+
+def _nearest(ladder: Descent, density: float) -> tuple[float, float]:
+    """A trunk stays at a density while its gates settle: the last look at it counts."""
+    nearest = min(abs(seen - density) for seen, _, _ in ladder.preview)
+    near = [each for each in ladder.preview if abs(each[0] - density) <= nearest + NEAR]
+    return near[-1][:2]
 
 
 def _realized(model: ModelRecord, task: TaskResult) -> float:

@@ -267,4 +267,7 @@ def _draw_scale(plot: Axes, at: int, norm: Normalize) -> None:
     edges = np.linspace(norm.vmin or 0.0, norm.vmax or 1.0, 41)
     parts = [[(at, a), (at, b)] for a, b in pairwise(edges)]
     colours = without_yellow().reversed()(norm((edges[:-1] + edges[1:]) / 2))
-    plot.add_collection(LineCollection(parts, colors=colours, linewidths=5, zorder=1))
+    plot.add_collection(
+        # projecting, for parts that only touch show seams
+        LineCollection(parts, colors=colours, linewidths=5, capstyle="projecting", zorder=1)
+    )

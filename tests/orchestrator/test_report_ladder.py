@@ -65,6 +65,21 @@ def test_rows_set_the_nearest_preview_beside_each_model() -> None:
     assert [row["preview"].replace("4.000", "4") for row in view["rows"]] == expected
 
 
+def test_the_last_look_at_a_density_counts() -> None:
+    models = ladder(0.1)
+    stay = CurvePoint(
+        step=85,
+        phase="anneal",
+        seconds=1.0,
+        extras={"projected_density": 0.203, "projected": 3.25},
+    )
+    models[2] = replace(models[2], curve=[*models[2].curve[:8], stay])
+    view = ladder_view(of(models), "s")
+    assert view is not None
+    assert view["rows"][2]["preview"] == "3.250 at 20.3%"
+    assert view["rows"][1]["preview"].endswith("at 30.0%")
+
+
 def test_previews_far_off_the_models_stay_at_the_edge_and_say_what_they_are() -> None:
     view = ladder_view(of(ladder(0.1, worst=400.0)), "s")
     assert view is not None
