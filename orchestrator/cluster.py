@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import CampaignError
+from orchestrator.errors import CampaignError, ClusterError
 from orchestrator.leftovers import SETTLED_S, free, remember, remembered
 from orchestrator.room import DRIVER, LOCAL_DRIVERS, check_fits, having
 from orchestrator.spec import Resources
@@ -105,7 +105,7 @@ def _connect(address: str | None) -> None:
     if address is not None:
         ray.init(address=address, runtime_env={"env_vars": _for_workers(address)}, **quiet)
     else:
-        with _address_for_workers():
+        with _address_for_workers(), _start_in_words():
             ray.init(
                 address="local",
                 num_cpus=len(os.sched_getaffinity(0)),
@@ -117,6 +117,20 @@ def _connect(address: str | None) -> None:
     if threading.current_thread() is threading.main_thread():
         # Ray takes the signal for itself and exits at once; a campaign has runs to close
         signal.signal(signal.SIGTERM, on_terminate)
+
+
+@contextmanager
+def _start_in_words() -> Iterator[None]:
+    """Ray's processes may not come up: the machine is too busy, its temporary folder is full."""
+    try:
+        yield
+    except Exception as error:  # of many kinds, bare ones among them
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = (lines or [type(error).__name__])[0][:300]
+        raise ClusterError(
+            f"Ray did not start on this machine: {reason}; nothing is lost, the same command goes "
+            "on once there is time and room for it (RAY_TMPDIR names another temporary folder)"
+        ) from error
 
 
 def _head() -> str:

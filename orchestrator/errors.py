@@ -80,7 +80,7 @@ class StorageError(CampaignError):
 
 
 class ClusterError(CampaignError):
-    """A cluster's job server does not answer, or refuses what it is asked."""
+    """A cluster's job server does not answer or refuses what it is asked, or Ray does not start."""
 
 
 class TrialError(CampaignError):
