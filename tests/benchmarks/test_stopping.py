@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.stopping import DENSITIES, SETTINGS, UNITS, Table, asha, figures, ours, replay
+from benchmarks.stopping.__main__ import SETTINGS
+from benchmarks.stopping.table import DENSITIES, UNITS, Table, figures
+from benchmarks.stopping.ways import asha, ours, replay
+from tests.orchestrator.record_factory import make_trials
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +54,31 @@ def test_rungs_keep_the_best_of_each_density_and_save_compute(table: Table, tmp_
     single = replay(table, 8, 0, asha(table, rungs), 0)
     assert single.compute < 0.85 * 80 * UNITS
     assert np.isfinite(figures(table, found)).all()
+
+
+def test_a_campaign_is_a_table_too(tmp_path: Path):
+    trials = make_trials()
+    table = Table.of(trials)
+    assert table.sizes == [0.5, 0.4, 0.3, 0.2]
+    points = [point for point in trials[0].curve if point.validation is not None]
+    assert table.losses[0].tolist() == [point.validation for point in points]
+    assert table.gated == sum(point.phase != "finetune" for point in points) > 0
+    rung = (table.gated + 1) / table.units
+    asked: list[int] = []
+    answer = ours(table, [rung], tmp_path)
+
+    def watched(trial: int, unit: int, loss: float) -> bool:
+        if not answer(trial, unit, loss):
+            asked.append(unit)
+            return False
+        return True
+
+    found = replay(table, 2, 0, watched, 0)
+    assert set(asked) <= {table.gated + 1}  # while gates move nobody is judged
+    assert set(table.densities[found.finished]) == set(table.sizes)
+
+
+def test_trials_with_other_validations_are_no_table():
+    one, other = make_trials()[:2]
+    with pytest.raises(ValueError, match="validated at the same steps"):
+        Table.of([one, replace(other, curve=other.curve[:-1])])
