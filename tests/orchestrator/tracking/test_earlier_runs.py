@@ -121,7 +121,7 @@ class TestReading:
         for name in ("first", "second", "own", "gone"):
             tracking = Tracking(store, name, tmp_path)
         MlflowClient(tracking_uri=store).delete_experiment(tracking.experiment_id)
-        for name in ("frist", "gone"):
+        for name in ("fourth", "gone"):
             with pytest.raises(WarmStartError) as caught:
                 EarlierRuns(store, ["first", name], "own")
             message = str(caught.value)
