@@ -20,7 +20,7 @@ demo: $(VENV)/.ready  ## run jobs/specs/demo.yaml: two models, compressed, measu
 test: $(VENV)/.ready-test  ## every test that needs no GPU and not minutes by itself, in two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not long" -n 2 --dist loadgroup --no-loadscope-reorder --durations=20
 
-test-long: $(VENV)/.ready-test  ## the others: campaigns on a bucket, ladders, workers that come and go
+test-long: $(VENV)/.ready-test  ## the others: campaigns on a bucket, ladders, workers that come and go, MLflow away
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 quick: $(VENV)/.ready-test  ## the tests that take seconds and start no cluster

@@ -68,8 +68,9 @@ def record_model(launch: Launch, record: ModelRecord, writer: RunWriter) -> Mode
         dense = ModelRecord.load(path)
         record = replace(record, densities=with_densities(record, dense))
     journal = journal_at(mirror.place(launch.layout.journal(launch.key)))
-    if not launch.job.get("ladder"):  # whose curves begin with what another run was told
-        journal.add(record.curve)  # what a full disk kept out
+    # what a full disk kept out; curves of a ladder begin with what another run was told
+    if journal.points and not launch.job.get("ladder"):
+        journal.add(record.curve)
     writer.points(journal.points, launch.metric)
     uri = writer.model(replace(record, export=str(home)), launch.job["task"]["kind"])
     record = replace(record, model_uri=uri)

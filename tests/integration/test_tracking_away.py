@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from tests.integration.conftest import start, wait_for, without_letters, write_spec
 from tests.orchestrator.tracking.server import Server
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 
 def test_a_campaign_outlives_its_tracking_server(tmp_path: Path) -> None:

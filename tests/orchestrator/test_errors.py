@@ -21,6 +21,7 @@ EXAMPLES = [
     errors.TrialError("loss is NaN", key="abc"),
     errors.TrialError("loss is NaN"),
     errors.DivergedError("loss is NaN, again", key="abc"),
+    errors.StoppedError(0.5, "place 3 of 4", 120),
     errors.RegistryError("no alias"),
     errors.PromotionError("fleet-sst", ["speedup >= 1.2, got 1.1", "bytes < 1, got 2"]),
 ]

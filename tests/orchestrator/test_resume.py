@@ -364,6 +364,9 @@ class ProcessWorkers:
     def ending(self) -> bool:
         return False
 
+    def stop_asked(self) -> None:
+        pass
+
     def beat(self) -> None:
         pass
 

@@ -361,7 +361,7 @@ def test_a_field_that_came_later_leaves_the_digest_of_specs_without_it():
     assert values["measure"].pop("int8") is False
     for name in ("min_workers", "resize_minutes", "labels"):
         del values["resources"][name]
-    for name in ("finalists", "ladder", "warm_start"):
+    for name in ("finalists", "ladder", "stopping", "warm_start"):
         del values["search"][name]
     del values["select"]["epsilon"]
     del values["select"]["reference_drop"]
