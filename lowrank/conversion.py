@@ -12,8 +12,6 @@ weighs beside the dense model, and the digest of its files.
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
 from lowrank.onnx import GRAPH, check_installed, num_stored_floats, save_onnx
 from lowrank.pivoted import PivotedLinear
 from lowrank.pivoting import pivoted
-from lowrank.plain_json import read_json
+from lowrank.plain_json import read_json, write_json
 from lowrank.sizes import check_density, sizes_of
 
 FORMS = ("factorized", "pivoted", "folded", "onnx", "pt2")
@@ -199,9 +197,7 @@ def _write_note(
         },
         "sha256": {path.name: sha256_of(path) for path in sorted(files)},
     }
-    partial = folder / (NOTE + ".partial")
-    partial.write_text(json.dumps(note, indent=1, allow_nan=False), encoding="utf-8")
-    os.replace(partial, folder / NOTE)
+    write_json(folder / NOTE, note)
 
 
 def _densities(

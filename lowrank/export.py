@@ -7,7 +7,6 @@ at the first thing that is missing, unexpected, damaged or not finite.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from itertools import chain
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from lowrank.errors import ExportError
 from lowrank.forms import check_indices, check_layer, described_layers, restructured
-from lowrank.plain_json import read_json
+from lowrank.plain_json import read_json, write_json
 from lowrank.pruned import PrunedLayer
 
 T = TypeVar("T")
@@ -77,9 +76,7 @@ def save(model: nn.Module, folder: Path | str, metadata: dict[str, Any] | None =
         "metadata": metadata or {},
     }
     # the manifest comes last: a folder without one was never finished
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
-    os.replace(partial, folder / MANIFEST)
+    write_json(folder / MANIFEST, manifest)
     return folder
 
 

@@ -1,9 +1,11 @@
-"""JSON that somebody else may have written: read with limits, or refused with a `ValueError`."""
+"""JSON files: written whole or not at all, and read with limits, for somebody else may have written
+them."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,26 @@ def read_json(path: Path, max_bytes: int | None = MAX_BYTES, finite: bool = True
     if max_bytes is not None and size > max_bytes:
         raise ValueError(f"it must have at most {max_bytes:,} bytes, got {size:,}")
     return parse_json(path.read_text(encoding="utf-8"), finite)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value; a process that dies meanwhile, or a machine, leaves the file as it was.
+
+    Args:
+        path: In a folder that is there. A `.partial` beside it is what a dead process left.
+        value: JSON, with finite numbers.
+
+    Raises:
+        OSError: It cannot be written.
+        ValueError: A number is not finite.
+    """
+    text = json.dumps(value, indent=1, allow_nan=False)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # a rename must not reach the disk before what it names
+    os.replace(partial, path)
 
 
 def parse_json(text: str, finite: bool = True) -> Any:

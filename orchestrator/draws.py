@@ -6,13 +6,11 @@ of what suggests them.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lowrank.plain_json import read_json
+from lowrank.plain_json import read_json, write_json
 from orchestrator.errors import StorageError, storage_error
 
 DRAWS = "draws.json"
@@ -48,10 +46,8 @@ class Draws:
     def _save(self) -> None:
         if self._path is None:
             return
-        partial = self._path.with_name(self._path.name + ".partial")
         try:
-            partial.write_text(json.dumps(self._kept, indent=1), encoding="utf-8")
-            os.replace(partial, self._path)
+            write_json(self._path, self._kept)
         except OSError as error:
             raise storage_error(self._path, error) from error
 

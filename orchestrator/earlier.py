@@ -7,7 +7,6 @@ became of the earlier campaigns' runs.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lowrank.plain_json import read_json
+from lowrank.plain_json import read_json, write_json
 from orchestrator.errors import StorageError, storage_error
 from orchestrator.spec import AnyTask, CampaignSpec, content_hash
 
@@ -76,11 +75,9 @@ class Readings:
         """Write whole or not at all."""
         if self._path is None:
             return
-        partial = self._path.with_name(self._path.name + ".partial")
         values = {key: [asdict(trial) for trial in found] for key, found in self._kept.items()}
         try:
-            partial.write_text(json.dumps(values, indent=1), encoding="utf-8")
-            os.replace(partial, self._path)
+            write_json(self._path, values)
         except OSError as error:
             raise storage_error(self._path, error) from error
 

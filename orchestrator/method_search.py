@@ -66,8 +66,7 @@ class MethodSearch:
     @property
     def tuned(self) -> list[float]:
         """The densities that have draws of their own."""
-        search = self.spec.search
-        return search.density if search.tune_at is None else [search.tune_at]
+        return self.spec.search.tuned
 
     @property
     def drawn_at(self) -> list[float]:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lowrank.counting import Densities, Size
-from lowrank.plain_json import parse_json, read_json
+from lowrank.plain_json import parse_json, read_json, write_json
 from orchestrator.errors import CampaignError
 from orchestrator.front.figures import AcrossTasks, NoisyFront
 
@@ -335,9 +335,7 @@ class CampaignResult:
 
     def save(self, path: Path) -> None:
         """As JSON, whole or not at all."""
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1, allow_nan=False), encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> CampaignResult:

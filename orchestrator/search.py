@@ -77,11 +77,10 @@ def plan_trials(
 def draws_among(spec: CampaignSpec, plans: Sequence[TrialPlan]) -> list[TrialPlan]:
     """The draws of a plan: what is run to find values, neither a repeat nor a finalist's run, nor
     what has its values from a draw elsewhere, nor part of a ladder."""
-    tuned = spec.search.density if spec.search.tune_at is None else [spec.search.tune_at]
     return [
         plan
         for plan in plans
-        if plan.repeat == 0 and plan.trunk is None and plan.method.density in tuned
+        if plan.repeat == 0 and plan.trunk is None and plan.method.density in spec.search.tuned
     ]
 
 

@@ -232,8 +232,12 @@ class SearchSpec(Block):
         draws = [each.trials_per_density or self.trials_per_density for each in methods]
         sampler = None if self.sampler == "random" else self.sampler
         ladder = None if self.ladder is None else "one"
-        cells = 1 if self.tune_at is not None else len(self.density)
-        return stopping_errors(stopping, draws, cells, sampler=sampler, ladder=ladder)
+        return stopping_errors(stopping, draws, len(self.tuned), sampler=sampler, ladder=ladder)
+
+    @property
+    def tuned(self) -> list[float]:
+        """The densities that have draws of their own."""
+        return self.density if self.tune_at is None else [self.tune_at]
 
     @property
     def descending(self) -> list[float]:

@@ -10,13 +10,13 @@ import numpy as np
 
 from orchestrator.front.hypervolume import hypervolume
 from orchestrator.records import ModelRecord
+from orchestrator.stopping.rungs import FIXED
 
 DENSITIES = (0.5, 0.35, 0.25, 0.15)
 UNITS = 40
 """Validations of a training."""
 BUDGETS = (0.05, 0.1, 0.25, 0.5)
 """Of the compute that all trainings of the table take."""
-FIXED = ("finetune", "from-scratch")
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from lowrank.benchmark.environment import differences
 from lowrank.benchmark.phases import Work
 from lowrank.errors import LowRankError
+from lowrank.plain_json import write_json
 
 SCHEMA_VERSION = 1
 
@@ -22,9 +22,7 @@ def save(result: dict[str, Any], path: Path | str) -> Path:
     """Write a result as JSON, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, result)
     return path
 
 

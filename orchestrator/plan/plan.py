@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lowrank.plain_json import read_json
+from lowrank.plain_json import read_json, write_json
 from orchestrator.layout import Layout, storage_error
 from orchestrator.plan.disk import TaskBytes
 from orchestrator.plan.figures import Range
@@ -81,11 +80,9 @@ class Plan:
 
     def save(self, path: Path) -> None:
         """As JSON, whole or not at all."""
-        temporary = path.with_name(path.name + ".tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-            temporary.replace(path)
+            write_json(path, asdict(self))
         except OSError as error:
             raise storage_error(path, error) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from lowrank.plain_json import read_json
+from lowrank.plain_json import read_json, write_json
 from orchestrator.data.prepare import PreparedData
 from orchestrator.errors import CampaignError
 from orchestrator.layout import storage_error
@@ -70,10 +69,8 @@ class Profile:
 
     def save(self, path: Path) -> None:
         """As JSON, whole or not at all."""
-        temporary = path.with_name(path.name + ".tmp")
         try:
-            temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-            temporary.replace(path)
+            write_json(path, asdict(self))
         except OSError as error:
             raise storage_error(path, error) from error
 

@@ -6,14 +6,12 @@ One file per trial, so that a campaign of thousands writes no more for an arriva
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 
 from pydantic import TypeAdapter, ValidationError
 
-from lowrank.plain_json import read_json
+from lowrank.plain_json import read_json, write_json
 from orchestrator.errors import CampaignError, StorageError, storage_error
 from orchestrator.layout import Layout
 
@@ -104,14 +102,9 @@ class Notes:
 
     def _save(self, note: Note) -> None:
         path = self._layout.stopping / f"{note.key}.json"
-        partial = path.with_name(path.name + ".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("w", encoding="utf-8") as file:
-                json.dump(asdict(note), file, indent=1, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
+            write_json(path, asdict(note))
         except OSError as error:
             raise storage_error(path, error) from error
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from orchestrator.errors import CampaignError
@@ -12,7 +13,7 @@ from orchestrator.method_search import TrialPlan
 from orchestrator.records import ModelRecord, excess_of
 from orchestrator.spec_method import MethodSpec
 from orchestrator.spec_stopping import StoppingSpec, fixed_from, milestone
-from orchestrator.stopping.judge import Figures, Verdict, judge
+from orchestrator.stopping.judge import Figures, judge
 from orchestrator.stopping.notes import Note, Notes, Passed
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,14 @@ class Rungs:
         mine = self._figures(plan, validation, excess)
         others = list(self._seen[rung].values())
         verdict = judge(mine, others, self._spec.keep, self._spec.at_least)
-        passed = _passed(rung, step, validation, excess, density, verdict)
+        passed = Passed(
+            rung=rung,
+            step=step,
+            validation=validation,
+            excess=excess,
+            density=density,
+            **asdict(verdict),
+        )
         try:
             self._notes.passed(key, total, passed)
         except CampaignError as error:
@@ -139,25 +147,3 @@ def rung_at(rungs: Sequence[float], method: MethodSpec, total: int, step: int) -
     """
     reached = [rung for rung in rungs if fixed_from(method) <= milestone(rung, total) <= step]
     return max(reached, default=None)
-
-
-def _passed(
-    rung: float,
-    step: int,
-    validation: float | None,
-    excess: float,
-    density: float | None,
-    verdict: Verdict,
-) -> Passed:
-    return Passed(
-        rung=rung,
-        step=step,
-        validation=validation,
-        excess=excess,
-        density=density,
-        kept=verdict.kept,
-        reason=verdict.reason,
-        rank=verdict.rank,
-        place=verdict.place,
-        among=verdict.among,
-    )
