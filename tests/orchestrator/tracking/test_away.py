@@ -57,6 +57,11 @@ def test_training_goes_on_and_nothing_is_lost(server: Server, launch: Launch):
     on_disk = Journal(launch.layout.journal(launch.key)).points
     assert [each.point for each in on_disk] == record.curve
 
+    # a disk that was full kept the last point out, which the record has
+    path = launch.layout.journal(launch.key)
+    path.write_text("\n".join(path.read_text().split("\n")[:-2]) + "\n")
+    assert [each.point for each in Journal(path).points] == record.curve[:-1]
+
     # a worker of it hung: that is told by whoever writes the run
     note = launch.layout.hung(launch.key) / "worker0.txt"
     note.parent.mkdir(parents=True)
