@@ -26,13 +26,14 @@ def faults(passes):
         [torch.ones(2**24) for _ in range(2)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults(2)
-print(faults(4))
+# the heap grows by a block now and then until its free places fit: three passes at most were seen
+faults(10)
+print(faults(10))
 """
 
 
 @glibc
-def test_a_pass_after_the_first_asks_for_no_new_pages():
+def test_passes_ask_for_no_new_pages_once_the_heap_has_its_size():
     def faults(memory: str) -> int:
         command = [sys.executable, "-c", PASSES, memory]
         # huge pages alone would be 512 times fewer
@@ -40,8 +41,8 @@ def test_a_pass_after_the_first_asks_for_no_new_pages():
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
         return int(done.stdout)
 
-    # 4 passes of 128 MiB: 131,072 pages of 4 KiB, or fewer where the kernel gives huge ones unasked
-    assert faults("reused") < faults("given back") / 10
+    # 10 passes of 128 MiB: 327,680 pages of 4 KiB, or fewer where the kernel gives huge ones unasked
+    assert faults("reused") < faults("given back") / 100
 
 
 def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch):
