@@ -41,7 +41,7 @@ def test_passes_ask_for_no_new_pages_once_the_heap_has_its_size():
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
         return int(done.stdout)
 
-    # 10 passes of 128 MiB: 327,680 pages of 4 KiB, or fewer where the kernel gives huge ones unasked
+    # 10 passes of 128 MiB: 327,680 pages of 4 KiB, or fewer where huge ones are given unasked
     assert faults("reused") < faults("given back") / 100
 
 
