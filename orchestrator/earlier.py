@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from lowrank.plain_json import read_json, write_json
 from orchestrator.errors import StorageError, storage_error
 from orchestrator.spec import AnyTask, CampaignSpec, content_hash
+from orchestrator.typed import typed
 
 EARLIER = "warm-start.json"
 """In a campaign's folder, and among the artifacts of each task's run."""
@@ -95,21 +94,13 @@ def task_digest(task: AnyTask) -> str:
     return content_hash(task.model_dump(mode="json", exclude=left_out))
 
 
-_FORM = TypeAdapter(dict[str, list[EarlierTrial]])
-
-
 def parse(values: Any) -> dict[str, list[EarlierTrial]]:
     """What such a file holds.
 
     Raises:
         ValueError: It is something else.
     """
-    try:
-        return _FORM.validate_python(values, extra="forbid")
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise ValueError(f"{place:.100}: {first['msg']}") from error
+    return typed(dict[str, list[EarlierTrial]], values)
 
 
 def _read(path: Path) -> dict[str, list[EarlierTrial]]:

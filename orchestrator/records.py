@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from lowrank.counting import Densities, Size
 from lowrank.plain_json import parse_json, read_json, write_json
 from orchestrator.errors import CampaignError
 from orchestrator.front.figures import AcrossTasks, NoisyFront
+from orchestrator.typed import typed
 
 MET = 0.002
 """A density that is exceeded by no more counts as met: rounding of ranks in small layers."""
@@ -369,13 +367,9 @@ def _parsed(what: str, text: str) -> Any:
 def _checked(what: str, kind: Any, raw: Any) -> Any:
     """A value of one of the classes above, every field of its type."""
     try:
-        return _adapter(kind).validate_python(raw, extra="forbid")
-    except ValidationError as error:
-        first, *more = error.errors(include_url=False)
-        place = ".".join(map(str, first["loc"])) or what
-        others = f", and {len(more)} more" if more else ""
-        got = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
-        raise RecordError(f"{place:.100}: {first['msg']}{got}{others}") from error
+        return typed(kind, raw, what)
+    except ValueError as error:
+        raise RecordError(str(error)) from error
 
 
 def _check_metric(record: ModelRecord) -> None:
@@ -385,8 +379,3 @@ def _check_metric(record: ModelRecord) -> None:
             f"record: validation must hold the task's metric {record.metric.name!r:.60}, "
             f"got {sorted(record.validation)[:5]}"
         )
-
-
-@functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from lowrank.plain_json import read_json, write_json
 from orchestrator.layout import Layout, storage_error
 from orchestrator.plan.disk import TaskBytes
@@ -15,6 +13,7 @@ from orchestrator.plan.figures import Range
 from orchestrator.plan.hours import TaskHours
 from orchestrator.plan.profile import ProfileError
 from orchestrator.spec import CampaignSpec
+from orchestrator.typed import typed
 
 VERSION = 1
 PROBED, GIVEN, COUNTED = "probe", "profile", "counts"
@@ -96,11 +95,7 @@ class Plan:
         if not path.exists():
             return None
         try:
-            return TypeAdapter(cls).validate_python(read_json(path), extra="forbid")
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise ProfileError(f"{path}: {place:.100}: {first['msg']}") from error
+            return typed(cls, read_json(path))
         except (OSError, ValueError) as error:
             raise ProfileError(f"{path}: cannot be read: {error}") from error
 

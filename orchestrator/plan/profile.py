@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from lowrank.plain_json import read_json, write_json
@@ -17,6 +16,7 @@ from orchestrator.plan.figures import JobCost, Range
 from orchestrator.plan.overhead import Overhead
 from orchestrator.plan.work import DENSE, ModelWork
 from orchestrator.spec import AnyTask, Resources, content_hash
+from orchestrator.typed import typed
 
 VERSION = 1
 
@@ -83,17 +83,13 @@ class Profile:
                 raise ProfileError(
                     f"{path}: a profile's version must be {VERSION}, got {raw.get('version')!r:.20}"
                 )
-            return TypeAdapter(cls).validate_python(raw, extra="forbid")
+            return typed(cls, raw)
         except ProfileError:
             raise
         except OSError as error:
             raise ProfileError(f"{path}: cannot be read: {error.strerror or error}") from error
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise ProfileError(f"{path}: {place:.100}: {first['msg']}") from error
         except ValueError as error:
-            raise ProfileError(f"{path}: is not JSON: {error}") from error
+            raise ProfileError(f"{path}: cannot be read: {error}") from error
 
 
 def describe_task(

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 
-from pydantic import TypeAdapter, ValidationError
-
 from lowrank.plain_json import read_json, write_json
 from orchestrator.errors import CampaignError, StorageError, storage_error
 from orchestrator.layout import Layout
+from orchestrator.typed import typed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,14 +122,16 @@ def read_notes(layout: Layout) -> list[Note]:
         StorageError: One of them cannot be read.
     """
     layout.mirror.fetch_files(layout.stopping)
-    adapter, found = TypeAdapter(Note), []
+    found = []
     for path in sorted(layout.stopping.glob("*.json")):
         try:
-            found.append(adapter.validate_python(read_json(path), extra="forbid"))
-        except (OSError, ValueError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
+            note = typed(Note, read_json(path))
+            if note.key != path.stem:
+                raise ValueError(f"key: must be that of the file's name, got {note.key!r:.60}")
+            found.append(note)
+        except (OSError, ValueError) as error:
             raise StorageError(
-                f"{path} cannot be read: {reason}; without the file the trial is trained, and its "
+                f"{path} cannot be read: {error}; without the file the trial is trained, and its "
                 "rungs do not know it"
             ) from error
     return found

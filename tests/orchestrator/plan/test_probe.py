@@ -129,7 +129,7 @@ class TestProfile:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("", "is not JSON"),
+            ("", "cannot be read: Expecting value"),
             ("[]", "should be"),
             ('{"version": 9}', "version must be 1, got 9"),
             ('{"version": 1}', "machine"),
