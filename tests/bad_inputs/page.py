@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from tests.bad_inputs import corpora, exports, names, pretrained, storage, tables
+from tests.bad_inputs import corpora, exports, names, pretrained, search, storage, tables
 from tests.bad_inputs.case import BadInput, Outcome
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "results" / "bad-inputs.md"
@@ -15,6 +15,7 @@ CASES: list[BadInput] = [
     *pretrained.CASES,
     *exports.CASES,
     *storage.CASES,
+    *search.CASES,
     *names.CASES,
 ]
 CUT = 300

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from orchestrator.data.prepared import PreparedData
 from orchestrator.records import Choice, ModelRecord, TaskResult
 from orchestrator.snapshot import FACTS, TENSORS, Snapshot, SnapshotStore
 from tests.bad_inputs.case import BadInput, command
+from tests.bad_inputs.changes import Change, Edit, edited, half, half_json, last_flipped, rewritten
 from tests.jobs.specs import write_spec
 from tests.orchestrator.data.tasks import language_task, prose, text_files
 from tests.orchestrator.record_factory import (
@@ -29,34 +29,6 @@ from tests.orchestrator.record_factory import (
 
 STATES, DATA, RECORDS = "States of trainings", "Prepared data", "Records"
 STEP = "000000002"
-Change = Callable[[Path], object]
-Edit = Callable[[dict[str, Any]], object]
-
-
-def _edited(name: str, edit: Edit) -> Change:
-    def change(folder: Path) -> None:
-        value = json.loads((folder / name).read_text())
-        edit(value)
-        (folder / name).write_text(json.dumps(value))
-
-    return change
-
-
-def _bytes(name: str, change: Callable[[bytes], bytes]) -> Change:
-    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
-
-
-def _half(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-def _half_json(content: bytes) -> bytes:
-    """Before a comma: what a parser misses there does not depend on the length of what it has."""
-    return content[: content.rindex(b",", 0, len(content) // 2)]
-
-
-def _last_flipped(content: bytes) -> bytes:
-    return content[:-1] + bytes([content[-1] ^ 1])
 
 
 # --------------------------------------------------------------------------- states
@@ -81,22 +53,22 @@ def _state(what: str, change: Change) -> BadInput:
 def _pickled(folder: Path) -> None:
     """The digest is right, so that it is the format that counts."""
     (folder / TENSORS).write_bytes(pickle.dumps({"model.a": 1}))
-    _edited(FACTS, lambda facts: facts.update(sha256=sha256_of(folder / TENSORS)))(folder)
+    edited(FACTS, lambda facts: facts.update(sha256=sha256_of(folder / TENSORS)))(folder)
 
 
 STATE_CASES = [
     _state("missing", lambda folder: folder.rename(folder.with_name("000000003"))),
     _state("tensors missing", lambda folder: (folder / TENSORS).unlink()),
-    _state("tensors cut in half", _bytes(TENSORS, _half)),
-    _state("one bit flipped in the tensors", _bytes(TENSORS, _last_flipped)),
+    _state("tensors cut in half", rewritten(TENSORS, half)),
+    _state("one bit flipped in the tensors", rewritten(TENSORS, last_flipped)),
     _state("tensors that are a pickle", _pickled),
     _state("tensors of another state", lambda f: save_file({"b": torch.ones(3)}, f / TENSORS)),
     _state("facts missing", lambda folder: (folder / FACTS).unlink()),
-    _state("facts cut in half", _bytes(FACTS, _half_json)),
-    _state("one fact changed", _edited(FACTS, lambda facts: facts["facts"].update(step=9))),
-    _state("facts without a digest", _edited(FACTS, lambda facts: facts.pop("sha256"))),
-    _state("facts that are a list", _bytes(FACTS, lambda b: b"[1]")),
-    _state("facts nested 100,000 deep", _bytes(FACTS, lambda b: b"[" * 100_000)),
+    _state("facts cut in half", rewritten(FACTS, half_json)),
+    _state("one fact changed", edited(FACTS, lambda facts: facts["facts"].update(step=9))),
+    _state("facts without a digest", edited(FACTS, lambda facts: facts.pop("sha256"))),
+    _state("facts that are a list", rewritten(FACTS, lambda b: b"[1]")),
+    _state("facts nested 100,000 deep", rewritten(FACTS, lambda b: b"[" * 100_000)),
 ]
 
 
@@ -144,7 +116,7 @@ def _array(array: np.ndarray, **options: Any) -> Change:
 def _agree(folder: Path) -> None:
     path = folder / TOKENS
     entry = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    _edited(INVENTORY, lambda inventory: inventory["files"].update({TOKENS: entry}))(folder)
+    edited(INVENTORY, lambda inventory: inventory["files"].update({TOKENS: entry}))(folder)
 
 
 def _lying_header(folder: Path) -> None:
@@ -156,7 +128,7 @@ def _lying_header(folder: Path) -> None:
 
 
 def _files(edit: Edit) -> Change:
-    return _edited(INVENTORY, lambda inventory: edit(inventory["files"]))
+    return edited(INVENTORY, lambda inventory: edit(inventory["files"]))
 
 
 def _info(edit: Edit) -> Change:
@@ -166,7 +138,7 @@ def _info(edit: Edit) -> Change:
         del inventory["info_sha256"]
         edit(inventory["info"])
 
-    return _edited(INVENTORY, change)
+    return edited(INVENTORY, change)
 
 
 def _other_count(inventory: dict[str, Any]) -> None:
@@ -176,26 +148,26 @@ def _other_count(inventory: dict[str, Any]) -> None:
 INVENTORY, TOKENS = "data.json", "train.tokens.npy"
 DATA_CASES = [
     _data("no inventory", lambda folder: (folder / INVENTORY).unlink()),
-    _data("inventory cut in half", _bytes(INVENTORY, _half_json)),
-    _data("inventory nested 100,000 deep", _bytes(INVENTORY, lambda b: b"[" * 100_000)),
-    _data("inventory of another version", _edited(INVENTORY, lambda i: i.update(format=99))),
-    _data("inventory of files that is a list", _edited(INVENTORY, lambda i: i.update(files=[]))),
+    _data("inventory cut in half", rewritten(INVENTORY, half_json)),
+    _data("inventory nested 100,000 deep", rewritten(INVENTORY, lambda b: b"[" * 100_000)),
+    _data("inventory of another version", edited(INVENTORY, lambda i: i.update(format=99))),
+    _data("inventory of files that is a list", edited(INVENTORY, lambda i: i.update(files=[]))),
     _data("inventory without a vocabulary", _info(lambda info: info.pop("vocab_size"))),
     _data("inventory with a vocabulary of -1", _info(lambda info: info.update(vocab_size=-1))),
-    _data("inventory with another count", _edited(INVENTORY, _other_count)),
+    _data("inventory with another count", edited(INVENTORY, _other_count)),
     _data("inventory without splits", _info(lambda info: info.update(splits={}))),
     _data("a file elsewhere, by ..", _files(lambda f: f.update({"../../../etc/passwd": {}}))),
     _data("a file elsewhere, by its path", _files(lambda f: f.update({"/etc/passwd": {}}))),
     _data("a file without a digest", _files(lambda f: f.update({TOKENS: {"size": 1}}))),
     _data("a file that is not named", _files(lambda f: f.pop(TOKENS))),
     _data("an array missing", lambda folder: (folder / TOKENS).unlink()),
-    _data("an array cut in half", _bytes(TOKENS, _half)),
+    _data("an array cut in half", rewritten(TOKENS, half)),
     _data("an array of objects", _array(np.array([{}], dtype=object), allow_pickle=True)),
     _data("an array that is text", lambda f: ((f / TOKENS).write_text("no array"), _agree(f))),
     _data("an array that says it has 10^13 numbers", _lying_header),
-    _again("one bit flipped in an array", _bytes(TOKENS, _last_flipped)),
+    _again("one bit flipped in an array", rewritten(TOKENS, last_flipped)),
     _again("a tokenizer changed", lambda f: (f / "tokenizer" / "tokenizer.json").write_text("{}")),
-    _again("another data's folder", _edited(INVENTORY, lambda i: i.update(content_hash="0" * 16))),
+    _again("another data's folder", edited(INVENTORY, lambda i: i.update(content_hash="0" * 16))),
 ]
 
 
@@ -247,26 +219,26 @@ def _endless(content: bytes) -> bytes:
 RECORD, RESULT = "record.json", "result.json"
 RECORD_CASES = [
     _record("missing", lambda folder: (folder / RECORD).unlink()),
-    _record("empty", _bytes(RECORD, lambda b: b"")),
+    _record("empty", rewritten(RECORD, lambda b: b"")),
     # not in half: how long the figures before that are differs from machine to machine
-    _record("cut in a name", _bytes(RECORD, lambda b: b[: b.index(b'"validation"') + 4])),
-    _record("that is binary", _bytes(RECORD, lambda b: bytes(range(128, 256)))),
-    _record("that is a list", _bytes(RECORD, lambda b: b"[]")),
-    _record("nested 100,000 deep", _bytes(RECORD, lambda b: b"[" * 100_000)),
-    _record("with NaN", _edited(RECORD, lambda r: r["test"].update(perplexity=float("nan")))),
-    _record("with 1e999", _bytes(RECORD, _endless)),
-    _record("without its size", _edited(RECORD, lambda r: r.pop("size"))),
-    _record("with a key more", _edited(RECORD, lambda r: r.update(extra=1))),
-    _record("with a curve of another type", _edited(RECORD, lambda r: r.update(curve="steep"))),
-    _record("with a size that is text", _edited(RECORD, lambda r: r["size"].update(num_bytes="x"))),
-    _record("without the task's metric", _edited(RECORD, lambda r: r.update(validation={}))),
-    _result("cut in half", _bytes(RESULT, _half_json)),
+    _record("cut in a name", rewritten(RECORD, lambda b: b[: b.index(b'"validation"') + 4])),
+    _record("that is binary", rewritten(RECORD, lambda b: bytes(range(128, 256)))),
+    _record("that is a list", rewritten(RECORD, lambda b: b"[]")),
+    _record("nested 100,000 deep", rewritten(RECORD, lambda b: b"[" * 100_000)),
+    _record("with NaN", edited(RECORD, lambda r: r["test"].update(perplexity=float("nan")))),
+    _record("with 1e999", rewritten(RECORD, _endless)),
+    _record("without its size", edited(RECORD, lambda r: r.pop("size"))),
+    _record("with a key more", edited(RECORD, lambda r: r.update(extra=1))),
+    _record("with a curve of another type", edited(RECORD, lambda r: r.update(curve="steep"))),
+    _record("with a size that is text", edited(RECORD, lambda r: r["size"].update(num_bytes="x"))),
+    _record("without the task's metric", edited(RECORD, lambda r: r.update(validation={}))),
+    _result("cut in half", rewritten(RESULT, half_json)),
     _result("that is a folder", lambda f: ((f / RESULT).unlink(), (f / RESULT).mkdir())),
-    _result("that is a list", _bytes(RESULT, lambda b: b"[]")),
+    _result("that is a list", rewritten(RESULT, lambda b: b"[]")),
     _result(
-        "with a task less its dense model", _edited(RESULT, lambda r: r["tasks"][0].pop("dense"))
+        "with a task less its dense model", edited(RESULT, lambda r: r["tasks"][0].pop("dense"))
     ),
-    _result("with NaN", _edited(RESULT, lambda r: r.update(seconds=float("nan")))),
+    _result("with NaN", edited(RESULT, lambda r: r.update(seconds=float("nan")))),
 ]
 
 CASES = [*STATE_CASES, *DATA_CASES, *RECORD_CASES]

@@ -14,6 +14,7 @@ import yaml
 
 import jobs
 from orchestrator.errors import SpecError
+from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec, load_spec
 
 SPECS = Path(jobs.__file__).parent / "specs"
@@ -65,16 +66,47 @@ def problems_of(path: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["demo.yaml", "encoders.yaml"])
 def test_every_field_takes_every_value(name: str, tmp_path: Path):
-    whole = yaml.safe_load(dump_spec(load_spec(SPECS / name)))
-    whole = json.loads(json.dumps(whole))
-    path, refused = tmp_path / "spec.yaml", 0
-    draw = random.Random(name)
-    for place in places(whole):
+    whole = as_written(load_spec(SPECS / name))
+    assert refused(whole, list(places(whole)), random.Random(name), tmp_path) > 75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        (
+            "demo.yaml",
+            [
+                "search.trials_per_density=8",
+                "search.stopping={rungs: [0.5]}",
+                "method.gated_fraction=0.3",
+                "search.warm_start={campaigns: [before]}",
+            ],
+        ),
+        ("ladder.yaml", []),
+    ],
+    ids=["stopping", "ladder"],
+)
+def test_so_do_the_blocks_that_few_searches_have(name: str, overrides: list[str], tmp_path: Path):
+    whole = as_written(load_spec(SPECS / name, overrides))
+    of_search = [place for place in places(whole) if place[:1] == ("search",)]
+    assert refused(whole, of_search, random.Random(name), tmp_path) > 15
+
+
+def as_written(spec: CampaignSpec) -> dict[str, Any]:
+    """Every field of it, given or not."""
+    return dict(json.loads(json.dumps(yaml.safe_load(dump_spec(spec)))))
+
+
+def refused(whole: dict[str, Any], at: list[Place], draw: random.Random, folder: Path) -> int:
+    """In how many of those places a wrong value was refused."""
+    path, count = folder / "spec.yaml", 0
+    for place in at:
         for value in draw.sample(WRONG, TRIES):
             text = yaml.safe_dump(put(whole, place, value), allow_unicode=True)
             path.write_text(text, encoding="utf-8")
             problems = problems_of(path)
-            refused += bool(problems)
+            count += bool(problems)
             assert len("".join(problems)) < LONGEST, (place, str(value)[:50])
             assert all(problems), (place, value)
-    assert refused > 75
+    return count
