@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from orchestrator.ladder import Ladder, Starts, ladder_of
 from orchestrator.ladder_trial import record_trunk, trunk_failed
 from orchestrator.launch import Launch
 from orchestrator.method_search import TrialPlan
-from orchestrator.records import FailedTrial
+from orchestrator.records import FailedTrial, ModelRecord
 from orchestrator.trial_keys import rung_key
 from orchestrator.workers import LocalWorkers
 
@@ -38,7 +38,11 @@ def run_ladders(
     assert search.ladder is not None
     by_key = {launch.key: (name, launch) for name, launch in launches.items()}
     if search.ladder.by == "chain":
-        return stage.run_trials(state, _chains(ladders, by_key))
+        chains = _chains(ladders, by_key)
+        for key in models_above(chains.values()):
+            # MLflow alone may have its weights
+            stage.site.house.bring(ModelRecord.load(stage.site.layout.record(key)))
+        return stage.run_trials(state, chains)
     trunks: dict[str, Launch] = {}
     for key, plans in ladders.items():
         branches = [asdict(by_key[plan.key][1]) for plan in plans]
@@ -62,6 +66,40 @@ def _chains(
         (name, first), *rest = (by_key[plan.key] for plan in plans)
         found[name] = replace(first, then=[asdict(launch) for _, launch in rest])
     return found
+
+
+def models_above(launches: Iterable[Launch]) -> set[str]:
+    """Keys of finished models that the first models of chains go on from."""
+    above = (Ladder(**each.job["ladder"]).parent for each in launches if each.job["ladder"])
+    return {Path(parent).name for parent in above if parent is not None}
+
+
+def lacking(
+    site: Site, plans: Sequence[TrialPlan], found: Mapping[str, ModelRecord | None]
+) -> set[str]:
+    """Keys of models that must be trained again: one below them in their chain is missing, and
+    their weights were given up.
+
+    Args:
+        site: Of the campaign.
+        plans: From high to low densities.
+        found: Key of a plan -> its finished model, if there is one.
+    """
+    again: set[str] = set()
+    if site.spec.search.ladder is None or site.spec.search.ladder.by != "chain":
+        return again
+    asked: set[str] = set()
+    for plan in reversed(plans):
+        assert plan.trunk is not None
+        key, trunk = plan.key, plan.trunk
+        is_missing = found[key] is None or (trunk in asked and site.house.is_gone(key))
+        if not is_missing:
+            asked.discard(trunk)
+            continue
+        asked.add(trunk)
+        if found[key] is not None:
+            again.add(key)
+    return again
 
 
 def _run_apart(

@@ -32,7 +32,7 @@ def trained(launch: Launch) -> ModelRecord | None:
             return None
         record = ModelRecord.load(path)
         if released(path.parent) is not None and not (path.parent / WEIGHTS).exists():
-            logger.warning("%s: its weights were released, and MLflow has no run", path.parent)
+            logger.warning("%s: its weights are gone, the model is trained again", path.parent)
             return None
         whole = sha256_of(path.parent / WEIGHTS) == record.export_sha256
     except (OSError, ValueError, TypeError, KeyError, DamagedError) as error:

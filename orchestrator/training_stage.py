@@ -13,7 +13,14 @@ from orchestrator import cluster
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.draws import Draws
 from orchestrator.errors import TrialError
-from orchestrator.ladder_stage import ladder_of_plan, ladder_params, run_ladders, trunk_name
+from orchestrator.ladder_stage import (
+    lacking,
+    ladder_of_plan,
+    ladder_params,
+    models_above,
+    run_ladders,
+    trunk_name,
+)
 from orchestrator.launch import Launch
 from orchestrator.method_search import TrialPlan
 from orchestrator.progress import tune_callback
@@ -107,9 +114,14 @@ class TrainingStage:
         launches: dict[str, Launch] = {}
         ladders: dict[str, list[TrialPlan]] = {}
         self._judge(state, records)
+        existing = {plan.key: self._existing(plan.key) for plan in plans}
+        again = lacking(self.site, plans, existing)
         for plan in plans:
             name = f"{state.task.name} {plan.name}"
-            record = self._existing(plan.key)
+            record = existing[plan.key]
+            if plan.key in again:
+                self.site.progress.line(f"{name}: trained again, its weights were given up")
+                record = None
             if record is not None:
                 self.site.progress.done(name, "already finished", reused=True)
             elif is_stopped(self.site, state, plan.key):
@@ -273,14 +285,15 @@ class TrainingStage:
         ladders = {each["job"]["key"] for launch in chained for each in launch.then}
         ladders |= {launch.key for launch in chained}
         left |= ladders
-        house.settle(left, resources.concurrent_trials, ladders)
+        used = ladders | models_above(launches.values())
+        house.settle(left, resources.concurrent_trials, used)
 
         def ended(key: str, result: dict[str, Any]) -> None:
             left.discard(key)
             if rungs is not None and (stopped := result.get("stopped")):
                 rungs.ended(key, stopped["step"], stopped["recorded"])
             house.ended(key, result)
-            house.settle(left, resources.concurrent_trials, ladders)
+            house.settle(left, resources.concurrent_trials, used)
 
         available = cluster.wait_to_fit(resources, state.task.name, self.site.progress.line)
         names = {plan.key: f"{state.task.name} {plan.name}" for plan in state.plans}

@@ -15,6 +15,7 @@ from orchestrator.tracking.writer import (
     STOPPED_RUNG,
     STOPPED_STEP,
     STOPPED_TAG,
+    WEIGHTS_TAG,
     RunWriter,
     flat,
     knock,
@@ -153,8 +154,8 @@ class Tracking:
             self.client.update_run(run_id, status="RUNNING")
             data = self.client.get_run(run_id).data
             there = data.params
-            # one that was stopped early, and now is not
-            for tag in {STOPPED_TAG, STOPPED_RUNG, STOPPED_STEP} & set(data.tags):
+            # one that was stopped early or lost its weights, and is trained now
+            for tag in {STOPPED_TAG, STOPPED_RUNG, STOPPED_STEP, WEIGHTS_TAG} & set(data.tags):
                 self.client.delete_tag(run_id, tag)
         new = [Param(k, str(value)) for k, value in flat(params).items() if k not in there]
         for start in range(0, len(new), MOST_PARAMS):

@@ -284,8 +284,11 @@ def test_a_model_whose_weights_were_given_up_says_so_and_is_not_chosen(house: Ho
 def test_one_that_is_trained_again_is_logged_again(house: House, lm: Family):
     house.keeping(1).settle()
     record = house.trials["worst"]
+    run_id = house.tracking.model_run(record.key, "parent", record.key, {}, {})
+    assert run_id == record.mlflow_run_id
+    assert WEIGHTS_TAG not in house.tracking.client.get_run(run_id).data.tags
     shutil.copy(Path(lm.trials[0].export) / WEIGHTS, house.home("worst") / WEIGHTS)
-    uri = RunWriter(house.tracking.uri, record.mlflow_run_id or "").model(record, "")
+    uri = RunWriter(house.tracking.uri, run_id).model(record, "")
     assert uri != record.model_uri
     shutil.rmtree(house.home("worst"))
     Path(house.home("worst")).mkdir()

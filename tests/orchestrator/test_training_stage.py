@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,14 +15,16 @@ import pytest
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.earlier import EarlierTrial
 from orchestrator.errors import TrialError
+from orchestrator.housekeeping import Housekeeping
 from orchestrator.layout import Layout
 from orchestrator.progress import Progress
-from orchestrator.records import FailedTrial
+from orchestrator.records import RECORD, FailedTrial, ModelRecord
 from orchestrator.search import expected_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.stopping.notes import read_notes
 from orchestrator.training_stage import TrainingStage
 from orchestrator.trial import Launch
+from orchestrator.weights import release
 from tests.orchestrator.record_factory import make_dense, make_trial
 
 SPEC = {
@@ -64,6 +67,7 @@ class Store:
         self, key: str, parent: str, name: str, params: dict[str, Any], tags: dict[str, str]
     ) -> str:
         self.runs[key] = (params, tags)
+        self.ended.discard(key)
         return f"run-{key}"
 
     def writer(self, run_id: str) -> Any:
@@ -99,7 +103,8 @@ class Cluster:
                     FailedTrial(key=launch.job["key"], task="lm", config={}, reason="diverged")
                 )
             elif not self.vanishes(launch):
-                self._finish(launch)
+                for each in [launch, *(Launch(**fields) for fields in launch.then)]:
+                    self._finish(each)
 
     def _stops(self, state: TaskState, launch: Launch) -> bool:
         values = {"step": 500, "total_steps": 1000, "phase": "finetune"}
@@ -121,7 +126,9 @@ class Cluster:
             record = replace(
                 record, config=config, validation=figure, method_name=launch.method_name
             )
-        record.save(self.layout.record(key))
+        home = self.layout.model(key)
+        shutil.rmtree(home, ignore_errors=True)
+        record.save(home / RECORD)
         self.store.ended.add(key)
 
 
@@ -134,9 +141,10 @@ def train(
     cluster: Cluster,
     monkeypatch: pytest.MonkeyPatch,
     earlier: Sequence[EarlierTrial] = (),
+    spec: CampaignSpec | None = None,
     **search: Any,
 ) -> TaskState:
-    spec = CampaignSpec.model_validate(SPEC | {"search": {**SPEC["search"], **search}})
+    spec = spec or CampaignSpec.model_validate(SPEC | {"search": {**SPEC["search"], **search}})
     cluster.rounds.clear()
     monkeypatch.setattr(
         "orchestrator.training_stage.make_task",
@@ -249,6 +257,34 @@ def test_a_damaged_record_costs_one_training(
     assert again.trials == first.trials
     assert f"{path}: " in caplog.text
     assert "the model is trained again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given_up", "trained"),
+    [([], [2]), ([0], [2]), ([1], [1, 2]), ([0, 1], [0, 1, 2])],
+    ids=["none", "one that nobody goes on from", "the one above", "all above"],
+)
+def test_a_chain_goes_on_from_weights_that_are_there(
+    given_up: list[int], trained: list[int], cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    search = {"density": [0.5, 0.3, 0.2], "ladder": {"by": "chain"}}
+    chain = CampaignSpec.model_validate(SPEC | {"method": {"kind": "adaptive"}, "search": search})
+    brought: list[ModelRecord] = []
+    monkeypatch.setattr(Housekeeping, "bring", lambda house, record: brought.append(record))
+    first = train(cluster, monkeypatch, spec=chain)
+    keys = [record.key for record in first.trials]
+    assert [len(cluster.rounds[-1][0].then), brought] == [2, []]
+
+    for place in given_up:
+        release(cluster.layout.model(keys[place]), "nowhere")
+    cluster.layout.record(keys[2]).unlink()
+    again = train(cluster, monkeypatch, spec=chain)
+    ((launch,),) = cluster.rounds
+    below = [Launch(**fields).key for fields in launch.then]
+    assert [launch.key, *below] == [keys[place] for place in trained]
+    assert [record.key for record in again.trials] == keys
+    # MLflow alone may have the weights of the one that it goes on from
+    assert [record.key for record in brought] == keys[trained[0] - 1 : trained[0]]
 
 
 def test_failures_are_not_tried_again_and_the_others_go_on(
