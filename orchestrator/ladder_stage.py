@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.campaign_state import Site, TaskState
-from orchestrator.ladder import Ladder, Starts, ladder_of
+from orchestrator.ladder import Ladder, Starts
 from orchestrator.ladder_trial import record_trunk, trunk_failed
 from orchestrator.launch import Launch
+from orchestrator.launching import launch_of, trunk_name
 from orchestrator.method_search import TrialPlan
 from orchestrator.records import FailedTrial, ModelRecord
-from orchestrator.trial_keys import rung_key
 from orchestrator.workers import LocalWorkers
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def run_ladders(
     trunks: dict[str, Launch] = {}
     for key, plans in ladders.items():
         branches = [asdict(by_key[plan.key][1]) for plan in plans]
-        trunk = stage.launch(state, key, plans[0], is_trunk=True)
+        trunk = launch_of(stage.site, state, key, plans[0], is_trunk=True)
         name = f"{state.task.name} {trunk_name(plans[0].name)}"
         trunks[name] = replace(trunk, then=branches if search.ladder.run == "together" else [])
     stage.run_trials(state, trunks)
@@ -144,31 +144,3 @@ def _conclude(
     if all(layout.record(key).exists() for key in branches):
         ladder = Ladder(**trunk.job["ladder"])
         Starts(Path(ladder.starts), LocalWorkers()).clear(ladder)
-
-
-def ladder_of_plan(site: Site, plan: TrialPlan, is_trunk: bool) -> Ladder:
-    """Where a plan's job stands, or that of its trunk."""
-    assert plan.trunk is not None
-    search, density = site.spec.search, plan.method.density
-    rung = search.descending.index(density)
-    above = None
-    if rung:
-        above = site.layout.model(rung_key(plan.trunk, search.descending[rung - 1]))
-    starts = site.layout.starts(plan.trunk)
-    place = None if is_trunk else rung
-    return ladder_of(search, plan.method, plan.trunk, starts, place, above)
-
-
-def trunk_name(branch: str) -> str:
-    """For people, from the name of a branch: its density is that of all."""
-    return " ".join(["trunk", *(w for w in branch.split() if not w.startswith("density="))])
-
-
-def ladder_params(ladder: Ladder) -> dict[str, Any]:
-    """Of an MLflow run."""
-    return {
-        "trunk": ladder.trunk,
-        "densities": ladder.densities,
-        "steps": ladder.num_steps,
-        "branch_steps": ladder.branch_steps,
-    }

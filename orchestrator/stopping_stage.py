@@ -5,19 +5,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from orchestrator.bucket.kept import states_at
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.launch import Launch
+from orchestrator.launching import launch_of
 from orchestrator.method_search import TrialPlan
 from orchestrator.recording import record_stop
 from orchestrator.records import StoppedTrial
 from orchestrator.stopping.notes import Notes
 from orchestrator.stopping.rungs import Rungs
-
-if TYPE_CHECKING:
-    from orchestrator.training_stage import TrainingStage
 
 
 def rungs_of(site: Site, state: TaskState) -> Rungs | None:
@@ -37,24 +34,24 @@ def is_stopped(site: Site, state: TaskState, key: str) -> bool:
 
 
 def settle_stop(
-    stage: TrainingStage, state: TaskState, plan: TrialPlan, launch: Launch | None = None
+    site: Site, state: TaskState, plan: TrialPlan, launch: Launch | None = None
 ) -> StoppedTrial:
     """Count a trial as stopped; what its own process could not write or remove is done now.
 
     Args:
-        stage: That plans it.
+        site: Of the campaign.
         state: Of the task; gets it.
         plan: Of the trial.
         launch: Of it, if it was launched in this round.
     """
-    rungs, layout = state.rungs, stage.site.layout
+    rungs, layout = state.rungs, site.layout
     assert rungs is not None
     note = rungs.note(plan.key)
     assert note.stopped is not None
     step = note.stopped.step if note.ended_at is None else note.ended_at
     if not note.recorded:
-        launch = launch or stage.launch(state, plan.key, plan)
-        writer = stage.site.tracking.writer(launch.run_id)
+        launch = launch or launch_of(site, state, plan.key, plan)
+        writer = site.tracking.writer(launch.run_id)
         why = note.stopped.reason
         record_stop(launch, rung=note.stopped.rung, reason=why, step=step, writer=writer)
         states_at(layout.mirror.place(layout.snapshots(plan.key))).clear()

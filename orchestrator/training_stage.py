@@ -6,32 +6,23 @@ import logging
 import time
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from orchestrator import cluster
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.draws import Draws
 from orchestrator.errors import TrialError
-from orchestrator.ladder_stage import (
-    lacking,
-    ladder_of_plan,
-    ladder_params,
-    models_above,
-    run_ladders,
-    trunk_name,
-)
+from orchestrator.ladder_stage import lacking, models_above, run_ladders
 from orchestrator.launch import Launch
+from orchestrator.launching import launch_of
 from orchestrator.method_search import TrialPlan
 from orchestrator.progress import tune_callback
 from orchestrator.recording import record_model, trained
 from orchestrator.records import FailedTrial, ModelRecord, RecordError
 from orchestrator.room import DRIVER, concurrent_trials
 from orchestrator.search import draws_among, expected_trials, plan_trials
-from orchestrator.spec import content_hash
 from orchestrator.stopping.signals import Signals
 from orchestrator.stopping_stage import is_stopped, rungs_of, settle_stop, without
-from orchestrator.tasks import make_task
 from orchestrator.trial import tune_trial
 from orchestrator.trial_keys import dense_key
 from orchestrator.wording import stopped_early
@@ -97,7 +88,7 @@ class TrainingStage:
         if record is not None:
             self.site.progress.done(name, "already finished", reused=True)
             return record
-        launch = self.launch(state, key, None)
+        launch = launch_of(self.site, state, key, None)
         record = self._taken_up(name, launch)
         if record is None:
             self.run_trials(state, {name: launch})
@@ -125,12 +116,12 @@ class TrainingStage:
             if record is not None:
                 self.site.progress.done(name, "already finished", reused=True)
             elif is_stopped(self.site, state, plan.key):
-                found = settle_stop(self, state, plan)
+                found = settle_stop(self.site, state, plan)
                 self.site.progress.done(
                     name, f"already stopped at rung {found.rung:g}", reused=True
                 )
             else:
-                launch = self.launch(state, plan.key, plan)
+                launch = launch_of(self.site, state, plan.key, plan)
                 record = self._taken_up(name, launch)
                 if record is None:
                     launches[name] = launch
@@ -152,7 +143,7 @@ class TrainingStage:
             if record is not None:
                 records[launch.key] = record
             elif is_stopped(self.site, state, launch.key):
-                settle_stop(self, state, by_key[launch.key], launch)
+                settle_stop(self.site, state, by_key[launch.key], launch)
             elif launch.key not in failed:
                 state.failed.append(failure_of(launch, "no record was left"))
 
@@ -195,74 +186,6 @@ class TrainingStage:
         record = record_model(launch, record, self.site.tracking.writer(launch.run_id))
         self.site.house.know(record)
         return record
-
-    def launch(
-        self, state: TaskState, key: str, plan: TrialPlan | None, is_trunk: bool = False
-    ) -> Launch:
-        """A job with its MLflow run; without a plan that of the dense reference.
-
-        Args:
-            state: Of the task.
-            key: Of the model, or the trunk.
-            plan: Any of its branches, for a trunk.
-            is_trunk: Of the plan's ladder.
-        """
-        spec, task, dense = self.site.spec, state.task, state.dense
-        method = (plan.method if plan else spec.method_of(task)).model_dump()
-        seed = plan.seed if plan else spec.seed
-        params = {
-            "task": task.name,
-            "seed": seed,
-            "workers": spec.resources_of(task).workers_in_words,
-            "data_hash": state.data.content_hash,
-            "dense": task.dense.model_dump(),
-        }
-        tags = {
-            "kind": "trunk" if is_trunk else "trial" if plan else "dense",
-            "spec_hash": spec.digest(),
-            **_versions(),
-        }
-        # a dense reference outlives a change of method, and MLflow refuses changed parameters
-        if plan:
-            params |= _grouping(plan) | {"method": method}
-            # as tags too: MLflow's pages group and filter by either
-            tags |= {name: str(value) for name, value in _grouping(plan).items()}
-        source = plan.source if plan else None
-        if source is not None:
-            tags |= {"warm_start.campaign": source.campaign, "warm_start.run": source.run_id}
-        ladder = None
-        if plan and plan.trunk:
-            ladder = ladder_of_plan(self.site, plan, is_trunk)
-            params |= {"ladder": ladder_params(ladder)}
-        called = plan.name if plan else "dense"
-        name = f"{task.name} {trunk_name(called) if is_trunk else called}"
-        run_id = self.site.tracking.model_run(key, state.run_id, name, params, tags)
-        job = {
-            "key": key,
-            "task": task.model_dump(mode="json"),
-            "method": method,
-            "data": self._place(state.data.folder),
-            "seed": seed,
-            "dense": dense.export if dense else None,
-            "snapshots": self._place(self.site.layout.snapshots(key)),
-            "ladder": asdict(ladder) if ladder else None,
-            "num_snapshots": spec.retention.snapshots,
-        }
-        return Launch(
-            job=job,
-            storage=spec.storage,
-            campaign=spec.name,
-            resources=spec.resources_of(task).model_dump(),
-            tracking_uri=self.site.tracking.uri,
-            run_id=run_id,
-            metric=make_task(task, state.data, 0).metric.name,
-            dense_record=self._place(self.site.layout.record(dense.key)) if dense else None,
-            method_name=plan.method_name if plan else "",
-            warm_start=f"{source.campaign}/{source.run_id}" if source else "",
-        )
-
-    def _place(self, path: Path) -> str:
-        return self.site.layout.mirror.place(path)
 
     def run_trials(self, state: TaskState, launches: dict[str, Launch]) -> None:
         """Tune runs one trial per launch; failures are kept with their reason."""
@@ -345,21 +268,3 @@ def failure_of(launch: Launch, reason: str) -> FailedTrial:
         method_name=launch.method_name,
         seed=launch.job["seed"],
     )
-
-
-def _grouping(plan: TrialPlan) -> dict[str, Any]:
-    """By what the runs of a task are told apart; `config` is common to a draw and its repeats."""
-    return {
-        "method_name": plan.method_name,
-        "density": plan.method.density,
-        "seed": plan.seed,
-        "repeat": plan.repeat,
-        "config": content_hash(plan.method.deciding(), 8),
-    }
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("lowrank-orchestrator", "torch", "transformers", "ray", "mlflow")
-    return {f"version.{name}": version(name) for name in names}

@@ -147,7 +147,7 @@ def train(
     spec = spec or CampaignSpec.model_validate(SPEC | {"search": {**SPEC["search"], **search}})
     cluster.rounds.clear()
     monkeypatch.setattr(
-        "orchestrator.training_stage.make_task",
+        "orchestrator.launching.make_task",
         lambda *_: SimpleNamespace(metric=SimpleNamespace(name="bits_per_character")),
     )
     lines: list[str] = []
