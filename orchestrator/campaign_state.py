@@ -12,7 +12,8 @@ from orchestrator.layout import Layout
 from orchestrator.method_search import TrialPlan
 from orchestrator.progress import Progress
 from orchestrator.records import FailedTrial, ModelRecord, StoppedTrial
-from orchestrator.spec import AnyTask, CampaignSpec
+from orchestrator.spec import CampaignSpec
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.stopping.rungs import Rungs
 from orchestrator.tracking import Tracking
 from orchestrator.trial import Train, train_on_workers

@@ -17,8 +17,9 @@ from orchestrator.errors import CampaignError
 from orchestrator.layout import Layout
 from orchestrator.records import RECORD, ModelRecord, RecordError
 from orchestrator.search import plan_trials
-from orchestrator.spec import AnyTask, CampaignSpec
+from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import load_spec
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.stopping.notes import read_notes
 from orchestrator.trial_keys import dense_key
 from orchestrator.wording import plural

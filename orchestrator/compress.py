@@ -16,7 +16,8 @@ from orchestrator.layout import Layout
 from orchestrator.models import resolve_pretrained
 from orchestrator.progress import Progress
 from orchestrator.records import RECORD, ModelRecord
-from orchestrator.spec import AnyTask, CampaignSpec
+from orchestrator.spec import CampaignSpec
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.train_loop import run_job
 from orchestrator.trial_keys import dense_key, trial_key
 from orchestrator.workers import LocalWorkers

@@ -14,7 +14,8 @@ from typing import Any
 
 from lowrank.plain_json import read_json, write_json
 from orchestrator.errors import StorageError, storage_error
-from orchestrator.spec import AnyTask, CampaignSpec, content_hash
+from orchestrator.spec import CampaignSpec, content_hash
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.typed import typed
 
 EARLIER = "warm-start.json"

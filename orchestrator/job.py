@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from orchestrator.spec import AnyTask, MethodSpec, Task, content_hash
+from orchestrator.spec import MethodSpec, content_hash
+from orchestrator.spec_tasks import AnyTask, Task
 
 
 @dataclass(frozen=True, kw_only=True)

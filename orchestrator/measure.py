@@ -18,8 +18,8 @@ from lowrank.timing import Pair, fingerprint, forward_pair, num_threads, quartil
 from orchestrator.bucket.places import borrowed, here
 from orchestrator.data.prepare import PreparedData
 from orchestrator.records import Int8, Speed
-from orchestrator.spec import AnyTask
 from orchestrator.spec_after import MeasureSpec
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.tasks import TrainingTask, make_task
 from orchestrator.training import evaluate
 from orchestrator.workers import LocalWorkers

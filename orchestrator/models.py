@@ -18,7 +18,7 @@ from lowrank.errors import first_line
 from lowrank.models import CLUSTERED_TYPES, STATEFUL_TYPES, register
 from orchestrator.data.prepare import PreparedData
 from orchestrator.errors import ModelError
-from orchestrator.spec import AnyTask, LanguageModelling, ModelSpec, Regression
+from orchestrator.spec_tasks import AnyTask, LanguageModelling, ModelSpec, Regression
 
 PACKAGE_PREFIX = "package:"
 CLUSTER_SHARES = (0.9, 0.98)

@@ -15,7 +15,8 @@ from orchestrator.draws import Draws
 from orchestrator.earlier import EarlierTrial
 from orchestrator.front.dominance import pareto_front
 from orchestrator.method_search import TrialPlan, methods_of
-from orchestrator.spec import AnyTask, CampaignSpec, content_hash
+from orchestrator.spec import CampaignSpec, content_hash
+from orchestrator.spec_tasks import AnyTask
 
 
 def plan_trials(

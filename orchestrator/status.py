@@ -9,7 +9,8 @@ from typing import Any
 
 from orchestrator.layout import Layout
 from orchestrator.search import expected_trials
-from orchestrator.spec import AnyTask, CampaignSpec
+from orchestrator.spec import CampaignSpec
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.tracking.reading import LoggedRun, RunReader
 from orchestrator.tracking.writer import (
     CURVE_KEYS,

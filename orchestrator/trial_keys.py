@@ -5,7 +5,8 @@ A model with the key of one that is there is not trained again, whatever became 
 
 from __future__ import annotations
 
-from orchestrator.spec import AnyTask, CampaignSpec, MethodSpec, content_hash
+from orchestrator.spec import CampaignSpec, MethodSpec, content_hash
+from orchestrator.spec_tasks import AnyTask
 
 CODE_CONTRACT = 1
 """Raised when a change of code makes finished models incomparable; part of every key."""

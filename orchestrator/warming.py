@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from orchestrator.earlier import EarlierTrial, Readings
 from orchestrator.method_search import methods_of
-from orchestrator.spec import AnyTask, CampaignSpec
+from orchestrator.spec import CampaignSpec
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.tracking.earlier_runs import EarlierRuns, Found
 from orchestrator.wording import listed, plural
 

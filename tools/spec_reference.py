@@ -11,19 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from orchestrator.spec import (
-    CampaignSpec,
-    Classification,
-    DenseSpec,
-    Files,
-    HubDataset,
-    LanguageModelling,
-    ModelSpec,
-    PythonDocs,
-    Regression,
-    Resources,
-    TrackingSpec,
-)
+from orchestrator.spec import CampaignSpec, Resources, TrackingSpec
 from orchestrator.spec_after import MeasureSpec, PromoteSpec, SelectSpec
 from orchestrator.spec_block import Block
 from orchestrator.spec_glue import Glue
@@ -32,6 +20,16 @@ from orchestrator.spec_method import MethodSpec
 from orchestrator.spec_retention import RetentionSpec
 from orchestrator.spec_search import ComparedMethod, Distribution, SearchSpec
 from orchestrator.spec_stopping import StoppingSpec
+from orchestrator.spec_tasks import (
+    Classification,
+    DenseSpec,
+    Files,
+    HubDataset,
+    LanguageModelling,
+    ModelSpec,
+    PythonDocs,
+    Regression,
+)
 from orchestrator.spec_warm import WarmStart
 
 TARGET = Path(__file__).parent.parent / "docs" / "spec.md"

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.data.text_files import Row
 from orchestrator.errors import DataError
-from orchestrator.spec import HubDataset
+from orchestrator.spec_tasks import HubDataset
 from orchestrator.wording import listed
 
 UNREACHABLE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "MaxRetryError"}

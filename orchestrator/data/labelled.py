@@ -12,7 +12,8 @@ from orchestrator.data.encoding import EncodedRows, encode_rows
 from orchestrator.data.prepared import FORMAT, TOKENIZER, array_name
 from orchestrator.data.splits import SPLITS
 from orchestrator.data.table_corpus import TableCorpus, read_table_corpus
-from orchestrator.spec import Classification, Regression, content_hash
+from orchestrator.spec import content_hash
+from orchestrator.spec_tasks import Classification, Regression
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -15,7 +15,8 @@ from orchestrator.data.prepared import FORMAT, TOKENIZER, array_name
 from orchestrator.data.splits import SPLITS
 from orchestrator.data.text_corpus import TextCorpus, read_text_corpus
 from orchestrator.errors import DataError
-from orchestrator.spec import LanguageModelling, content_hash
+from orchestrator.spec import content_hash
+from orchestrator.spec_tasks import LanguageModelling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

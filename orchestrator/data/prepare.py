@@ -15,7 +15,7 @@ from orchestrator.data.labelled import LabelledPreparation
 from orchestrator.data.language import LanguagePreparation, check_windows
 from orchestrator.data.prepared import INVENTORY, PreparedData, describe, write_inventory
 from orchestrator.errors import DataError, StorageError
-from orchestrator.spec import AnyTask, LanguageModelling
+from orchestrator.spec_tasks import AnyTask, LanguageModelling
 
 logger = logging.getLogger(__name__)
 

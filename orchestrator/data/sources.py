@@ -6,8 +6,8 @@ from pathlib import Path
 
 from orchestrator.data.splits import SPLITS
 from orchestrator.errors import DataError
-from orchestrator.spec import Data, Files, HubDataset, PythonDocs
 from orchestrator.spec_glue import Glue
+from orchestrator.spec_tasks import Data, Files, HubDataset, PythonDocs
 
 
 def plain(data: Data) -> PythonDocs | Files | HubDataset:

@@ -20,7 +20,7 @@ from orchestrator.data.splits import (
 )
 from orchestrator.data.text_files import Row, read_table
 from orchestrator.errors import DataError
-from orchestrator.spec import Data, Files, HubDataset, PythonDocs
+from orchestrator.spec_tasks import Data, Files, HubDataset, PythonDocs
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from orchestrator.data.splits import (
     missing_splits,
 )
 from orchestrator.data.text_files import documents_of, read_text
-from orchestrator.spec import Data, Files, HubDataset, PythonDocs
+from orchestrator.spec_tasks import Data, Files, HubDataset, PythonDocs
 
 logger = logging.getLogger(__name__)
 

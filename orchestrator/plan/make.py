@@ -40,7 +40,8 @@ from orchestrator.plan.profile import (
 from orchestrator.plan.refusals import check_disk, check_room
 from orchestrator.plan.shapes import shapes_profile
 from orchestrator.plan.work import TaskWork, task_work
-from orchestrator.spec import AnyTask, CampaignSpec
+from orchestrator.spec import CampaignSpec
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.tasks import make_task
 
 logger = logging.getLogger(__name__)

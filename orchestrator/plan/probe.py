@@ -25,7 +25,8 @@ from orchestrator.plan.profile import TaskProfile
 from orchestrator.plan.trace import Trace, cost_of
 from orchestrator.plan.work import ModelWork, TaskWork, settings
 from orchestrator.plan.worker import FAILED, READY, TRACES, Request, command
-from orchestrator.spec import AnyTask, CampaignSpec, Resources
+from orchestrator.spec import CampaignSpec, Resources
+from orchestrator.spec_tasks import AnyTask
 
 MOST_SETTINGS = 8
 """Settings of a task that are probed, those with most steps; others count as the first of their

@@ -15,7 +15,8 @@ from orchestrator.layout import storage_error
 from orchestrator.plan.figures import JobCost, Range
 from orchestrator.plan.overhead import Overhead
 from orchestrator.plan.work import DENSE, ModelWork
-from orchestrator.spec import AnyTask, Resources, content_hash
+from orchestrator.spec import Resources, content_hash
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.typed import typed
 
 VERSION = 1

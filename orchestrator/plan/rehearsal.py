@@ -15,7 +15,8 @@ from orchestrator.plan.probe import ProbeError, Say
 from orchestrator.plan.profile import TaskProfile
 from orchestrator.plan.work import SMALL, ModelWork, task_work
 from orchestrator.records import CampaignResult
-from orchestrator.spec import AnyTask, CampaignSpec
+from orchestrator.spec import CampaignSpec
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.tracking import default_tracking_uri
 from orchestrator.tracking.reading import LoggedRun, RunReader
 

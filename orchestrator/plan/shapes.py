@@ -18,7 +18,8 @@ from orchestrator.plan.figures import JobCost, Range
 from orchestrator.plan.profile import TaskProfile
 from orchestrator.plan.states import model_bytes, state_bytes
 from orchestrator.plan.work import DENSE, FINETUNE, GATED, ModelWork, TaskWork
-from orchestrator.spec import AnyTask, CampaignSpec
+from orchestrator.spec import CampaignSpec
+from orchestrator.spec_tasks import AnyTask
 
 DESCRIPTION_BYTES, TENSOR_BYTES, FORM_BYTES = 1_800, 95, 380
 """Of an export besides weights, tokenizer and reference answers: config and manifest, a line of the

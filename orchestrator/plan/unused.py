@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.plan.fit import Node, TaskFit
 from orchestrator.plan.work import TaskWork
-from orchestrator.spec import AnyTask, CampaignSpec
+from orchestrator.spec import CampaignSpec
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.wording import plural
 
 MUCH = 0.15

@@ -11,8 +11,9 @@ from orchestrator.ladder import plan_steps
 from orchestrator.method_search import TrialPlan
 from orchestrator.search import expected_rounds
 from orchestrator.snapshot import KEPT
-from orchestrator.spec import AnyTask, CampaignSpec, MethodSpec, content_hash
+from orchestrator.spec import CampaignSpec, MethodSpec, content_hash
 from orchestrator.spec_search import SearchSpec
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.training import POINTS_PER_STRETCH
 
 DENSE, GATED, FINETUNE, SCRATCH = "dense", "gated", "finetune", "from-scratch"

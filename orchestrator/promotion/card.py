@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.models import resolve_pretrained
 from orchestrator.records import Densities, ModelRecord, Promotion
-from orchestrator.spec import AnyTask, CampaignSpec
+from orchestrator.spec import CampaignSpec
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.wording import count, metric_name, number, percent, ratio
 
 if TYPE_CHECKING:

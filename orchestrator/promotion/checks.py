@@ -14,8 +14,8 @@ from orchestrator.bucket.places import here
 from orchestrator.load_test import SIDE_BY_SIDE, LoadTest, load_test
 from orchestrator.records import ModelRecord, Size
 from orchestrator.rules import parse_rule
-from orchestrator.spec import AnyTask
 from orchestrator.spec_after import PromoteSpec
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.wording import milliseconds
 
 REPRODUCTION_TOLERANCE = 1e-4

@@ -14,7 +14,8 @@ from orchestrator.promotion.card import license_of, model_card
 from orchestrator.promotion.checks import Evidence, check_all, evaluate_version
 from orchestrator.records import ModelRecord, Promotion
 from orchestrator.registry import CHAMPION, Registry
-from orchestrator.spec import AnyTask, CampaignSpec
+from orchestrator.spec import CampaignSpec
+from orchestrator.spec_tasks import AnyTask
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from lowrank.distillation import Distillation, distilled
 from orchestrator.data.prepare import PreparedData
 from orchestrator.records import Metric
-from orchestrator.spec import AnyTask, Classification, Regression, content_hash
+from orchestrator.spec import content_hash
+from orchestrator.spec_tasks import AnyTask, Classification, Regression
 
 Batch = dict[str, Tensor]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from orchestrator.data.prepare import PreparedData
 from orchestrator.models import takes_token_types
 from orchestrator.records import Metric
-from orchestrator.spec import Classification, Regression
+from orchestrator.spec_tasks import Classification, Regression
 from orchestrator.tasks.base import Batch, TrainingTask
 
 BUCKET_BATCHES = 32

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lowrank.metrics import bits_per_character, perplexity
 from orchestrator.data.prepare import PreparedData
 from orchestrator.records import Metric
-from orchestrator.spec import LanguageModelling
+from orchestrator.spec_tasks import LanguageModelling
 from orchestrator.tasks.base import Batch, TrainingTask
 
 EVALUATION_BATCH_TOKENS = 8192

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from orchestrator.data.prepare import PreparedData
 from orchestrator.errors import DataError
-from orchestrator.spec import LanguageModelling
+from orchestrator.spec_tasks import LanguageModelling
 from orchestrator.tasks.base import Batch, Role
 from orchestrator.tasks.language_modelling import EVALUATION_BATCH_TOKENS, LanguageModellingTask
 

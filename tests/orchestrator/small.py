@@ -18,8 +18,9 @@ from orchestrator.data.prepare import PreparedData, prepare_data
 from orchestrator.export_model import with_densities
 from orchestrator.job import Job
 from orchestrator.records import RECORD, ModelRecord
-from orchestrator.spec import AnyTask, Classification, LanguageModelling, MethodSpec, Regression
+from orchestrator.spec import MethodSpec
 from orchestrator.spec_method import merge_method
+from orchestrator.spec_tasks import AnyTask, Classification, LanguageModelling, Regression
 from orchestrator.tasks import TrainingTask, make_task
 from orchestrator.train_loop import run_job
 from orchestrator.workers import LocalWorkers

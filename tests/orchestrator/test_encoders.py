@@ -16,7 +16,8 @@ from lowrank.hf import load_pretrained, load_tokenizer
 from lowrank.surgery import find_layers
 from orchestrator.models import build_model, takes_token_types
 from orchestrator.promotion.checks import evaluate_artifact
-from orchestrator.spec import AnyTask, MethodSpec, ModelSpec
+from orchestrator.spec import MethodSpec
+from orchestrator.spec_tasks import AnyTask, ModelSpec
 from orchestrator.tasks import Distillation, TrainingTask, make_task
 from tests.orchestrator.data.tasks import classification_task, table, table_files
 from tests.orchestrator.small import (

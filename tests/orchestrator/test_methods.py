@@ -30,8 +30,8 @@ from orchestrator.export_model import with_densities
 from orchestrator.methods import check_layers, make_currency, make_method
 from orchestrator.models import resolve_pretrained
 from orchestrator.records import ModelRecord
-from orchestrator.spec import ModelSpec
 from orchestrator.spec_method import OWN_FIELDS, Kind, MethodSpec
+from orchestrator.spec_tasks import ModelSpec
 from orchestrator.tasks import make_task
 from orchestrator.training import evaluate
 from orchestrator.workers import LocalWorkers

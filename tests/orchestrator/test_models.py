@@ -14,7 +14,7 @@ from lowrank.counting import num_matrix_parameters
 from lowrank.hf import load_pretrained, save_pretrained
 from orchestrator.errors import ModelError
 from orchestrator.models import auto_class_of, build_config, build_model, resolve_pretrained
-from orchestrator.spec import ModelSpec
+from orchestrator.spec_tasks import ModelSpec
 from orchestrator.tasks import make_task
 from tests.orchestrator.small import BERT, GPT2, Family, with_config
 

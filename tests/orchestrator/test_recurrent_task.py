@@ -21,7 +21,7 @@ from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
 from orchestrator import resume
 from orchestrator.errors import DataError, ModelError
 from orchestrator.models import build_model, carries_state
-from orchestrator.spec import LanguageModelling, ModelSpec
+from orchestrator.spec_tasks import LanguageModelling, ModelSpec
 from orchestrator.stretch import Recorder, Stretch
 from orchestrator.tasks import Distillation, TrainingTask, recurrent
 from orchestrator.tasks.language_modelling import LanguageModellingTask

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
-from orchestrator.spec import CampaignSpec, Classification, LanguageModelling
+from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec, json_schema, load_spec, redact_uri
+from orchestrator.spec_tasks import Classification, LanguageModelling
 from orchestrator.spec_yaml import dump, parse
 from tests.orchestrator.spec_texts import VALID, broken, write_spec
 

@@ -42,7 +42,7 @@ from tests.orchestrator.small import (
 EVALUATE = """
 import json, sys
 from orchestrator.promotion.checks import evaluate_artifact
-from orchestrator.spec import Task
+from orchestrator.spec_tasks import Task
 from pydantic import TypeAdapter
 import torch
 torch.set_num_threads(1)

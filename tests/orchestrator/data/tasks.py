@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from orchestrator.spec import Classification, Files, LanguageModelling, Regression
+from orchestrator.spec_tasks import Classification, Files, LanguageModelling, Regression
 
 MODEL = {"type": "gpt2"}
 DENSE = {"steps": 1, "learning_rate": 0.1}

@@ -11,8 +11,8 @@ import pytest
 from orchestrator.data import prepare_data, sources
 from orchestrator.data.table_corpus import read_table_corpus
 from orchestrator.errors import DataError
-from orchestrator.spec import HubDataset
 from orchestrator.spec_glue import GLUE, Glue
+from orchestrator.spec_tasks import HubDataset
 from tests.orchestrator.data.tasks import classification_task, regression_task
 
 MRPC = ["not_equivalent", "equivalent"]

@@ -11,7 +11,7 @@ from orchestrator.data import hub
 from orchestrator.data.table_corpus import read_table_corpus
 from orchestrator.data.text_corpus import read_text_corpus
 from orchestrator.errors import DataError
-from orchestrator.spec import HubDataset
+from orchestrator.spec_tasks import HubDataset
 from tests.orchestrator.data.tasks import opinions
 
 

@@ -15,7 +15,7 @@ from orchestrator.data import PreparedData, describe, prepare_data, tokenization
 from orchestrator.data import language as language_module
 from orchestrator.data import prepare as prepare_module
 from orchestrator.errors import DataError, StorageError
-from orchestrator.spec import PythonDocs
+from orchestrator.spec_tasks import PythonDocs
 from tests.orchestrator.data.tasks import (
     classification_task,
     language_task,
@@ -328,7 +328,7 @@ import sys
 from pathlib import Path
 from orchestrator.data import prepare_data
 from tests.orchestrator.data.tasks import *
-from orchestrator.spec import Files
+from orchestrator.spec_tasks import Files
 text, tables, cache = sys.argv[1:]
 paths = lambda folder, suffix: {s: f"{folder}/{s}{suffix}" for s in ("train", "validation", "test")}
 files = Files(source="files", **paths(text, ".txt"))

@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from orchestrator.data import prepare_data
-from orchestrator.spec import Files
+from orchestrator.spec_tasks import Files
 from tests.orchestrator.data.tasks import classification_task, language_task, regression_task
 
 REPOSITORY = Path(__file__).parents[3]

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.data.table_corpus import Labelled, TableCorpus, read_table_corpus
 from orchestrator.errors import DataError
-from orchestrator.spec import PythonDocs
+from orchestrator.spec_tasks import PythonDocs
 from tests.orchestrator.data.tasks import opinions, table, table_files
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.data.text_corpus import read_text_corpus
 from orchestrator.errors import DataError
-from orchestrator.spec import PythonDocs
+from orchestrator.spec_tasks import PythonDocs
 from tests.orchestrator.data.tasks import prose, text_files
 
 

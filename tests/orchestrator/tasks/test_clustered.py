@@ -20,7 +20,8 @@ from orchestrator.errors import ModelError
 from orchestrator.export_model import with_densities
 from orchestrator.methods import make_method
 from orchestrator.models import CLUSTER_SHARES, build_config, build_model, takes_targets
-from orchestrator.spec import LanguageModelling, MethodSpec, ModelSpec
+from orchestrator.spec import MethodSpec
+from orchestrator.spec_tasks import LanguageModelling, ModelSpec
 from orchestrator.tasks import make_task
 from orchestrator.tasks.clustered import ClusteredLanguageModellingTask
 from orchestrator.tasks.language_modelling import LanguageModellingTask
