@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from orchestrator import cluster
@@ -26,17 +25,18 @@ from orchestrator.earlier import Readings
 from orchestrator.errors import CampaignError
 from orchestrator.interrupts import heard, interruptible
 from orchestrator.layout import Layout
+from orchestrator.measuring_stage import MeasuringStage
 from orchestrator.models import build_model, resolve_pretrained
 from orchestrator.plan.make import keep_counts
 from orchestrator.progress import Progress
-from orchestrator.records import CampaignResult, ModelRecord
+from orchestrator.records import CampaignResult
 from orchestrator.retention import Expected, check_budget, expected_bytes, of_all
 from orchestrator.search import expected_rounds, expected_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec
 from orchestrator.spec_search import ComparedMethod
 from orchestrator.tasks import make_task
-from orchestrator.tracking import RunWriter, Tracking, TrackingAway, default_tracking_uri
+from orchestrator.tracking import Tracking, TrackingAway, default_tracking_uri
 from orchestrator.training_stage import TrainingStage
 from orchestrator.trial import Train, train_on_workers
 from orchestrator.warming import read_earlier
@@ -122,8 +122,7 @@ class Campaign:
             available=available,
             train=self.train,
         )
-        self.house = site.house
-        self.house.start(state.data.content_hash for state in states)
+        site.house.start(state.data.content_hash for state in states)
         for state in states:
             resources = self.spec.resources_of(state.task)
             site.available = cluster.wait_to_fit(resources, state.task.name, self.progress.line)
@@ -133,14 +132,13 @@ class Campaign:
         for state in states:
             TrainingStage(site).run(state)
         for state in states:
-            self._measure(state)
-            self._measure_int8(state)
+            MeasuringStage(site, self.measure_again).run(state)
         result = conclude(
             site, states, self.registry_uri, self.started, time.monotonic() - self._clock
         )
         for state in states:
             self.tracking.writer(state.run_id).end("FINISHED")
-        self.house.close({task.task: task.choice for task in result.tasks})
+        site.house.close({task.task: task.choice for task in result.tasks})
         return result
 
     def _open_tracking(self) -> Tracking:
@@ -250,85 +248,3 @@ class Campaign:
                 artifacts_here=here,
             )
         )
-
-    def _measure(self, state: TaskState) -> None:
-        """Timings of models that have none yet (or of all); nothing else runs meanwhile."""
-        from orchestrator.measure import measure_speed
-
-        assert state.dense is not None
-        for index, record in enumerate(state.trials):
-            if record.speed and not self.measure_again:
-                continue
-            if self._is_gone(record):
-                continue
-            self.progress.line(
-                f"{state.task.name}: measuring speed, {index + 1}/{len(state.trials)}"
-            )
-            rows = cluster.run_alone(
-                measure_speed,
-                state.dense.export,
-                record.export,
-                state.task,
-                self.layout.mirror.place(state.data.folder),
-                self.spec.measure,
-                labels=self.spec.resources_of(state.task).labels,
-            )
-            record = replace(record, speed=rows)
-            self._writer(record).speed(rows)
-            self._keep(record)
-            state.trials[index] = record
-            self.house.settle()
-
-    def _measure_int8(self, state: TaskState) -> None:
-        """Every model in 8-bit integers, if the spec asks for it and it has not been done yet."""
-        from orchestrator.measure import measure_int8
-
-        assert state.dense is not None
-        dense = state.dense.export
-        models = [state.dense, *state.trials] if self.spec.measure.int8 else []
-        for index, record in enumerate(models):
-            if record.int8 is not None and not self.measure_again:
-                continue
-            if self._is_gone(record):
-                continue
-            self.progress.line(
-                f"{state.task.name}: measuring 8-bit integers, {index + 1}/{len(models)}"
-            )
-            folder, measure = self.layout.mirror.place(state.data.folder), self.spec.measure
-            labels = self.spec.resources_of(state.task).labels
-            found = cluster.run_alone(
-                measure_int8, dense, record.export, state.task, folder, measure, labels=labels
-            )
-            if isinstance(found, str):
-                self.progress.line(f"{state.task.name}: no 8-bit integers: {found}")
-                continue
-            record = replace(record, int8=found)
-            self._writer(record).int8(found)
-            self._keep(record)
-            self.house.settle()
-            if index == 0:
-                state.dense = record
-            else:
-                state.trials[index - 1] = record
-
-    def _is_gone(self, record: ModelRecord) -> bool:
-        """Whether a model can be measured no more; if it can, its weights are here afterwards."""
-        if self.house.is_gone(record.key):
-            self.progress.line(
-                f"{record.task}: model {record.key} is not measured, its weights were given up "
-                "(retention.budget)"
-            )
-            return True
-        self.house.bring(record)
-        return False
-
-    def _writer(self, record: ModelRecord) -> RunWriter:
-        assert record.mlflow_run_id is not None
-        return self.tracking.writer(record.mlflow_run_id)
-
-    def _keep(self, record: ModelRecord) -> None:
-        """Write a record that has grown; last, since what it holds is not measured again."""
-        self._writer(record).record_file(record)
-        record.save(self.layout.record(record.key))
-        self.house.know(record)
-        self.layout.mirror.push_file(self.layout.record(record.key))

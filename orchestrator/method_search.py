@@ -11,8 +11,9 @@ from orchestrator.draws import Draws
 from orchestrator.earlier import EarlierTrial, task_digest
 from orchestrator.sampler import Tried, suggest
 from orchestrator.spec import CampaignSpec, MethodSpec, content_hash
-from orchestrator.spec_search import ComparedMethod, Distribution
+from orchestrator.spec_search import ComparedMethod
 from orchestrator.spec_tasks import AnyTask
+from orchestrator.spec_values import Distribution
 from orchestrator.trial_keys import rung_key, trial_key, trunk_key
 from orchestrator.warm_start import Warmth, warmth_of
 

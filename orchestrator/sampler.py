@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.spec_search import Distribution
+from orchestrator.spec_values import Distribution
 
 Space = Mapping[str, Distribution | list[Any]]
 """What is searched: a range, or values to choose from. Of `density` the values are ordered."""

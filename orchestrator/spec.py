@@ -19,10 +19,12 @@ from orchestrator.rules import parse_rule
 from orchestrator.spec_after import MeasureSpec, PromoteSpec, SelectSpec
 from orchestrator.spec_block import Block, Name, PlacedErrors, errors_of, rule
 from orchestrator.spec_method import MethodSpec, merge_method
+from orchestrator.spec_misfits import conflicts, misfits, unreached_rungs
 from orchestrator.spec_resources import Resources
 from orchestrator.spec_retention import RetentionSpec
-from orchestrator.spec_search import SearchSpec, conflicts, misfits, unreached_rungs, within
+from orchestrator.spec_search import SearchSpec
 from orchestrator.spec_tasks import AnyTask, Task, TaskBase
+from orchestrator.spec_values import within
 
 
 class TrackingSpec(Block):

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.errors import SpecError, redact_uri
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_block import PlacedErrors
-from orchestrator.spec_search import CHANGEABLE, SEARCHABLE, ComparedMethod, SearchSpec
+from orchestrator.spec_search import ComparedMethod, SearchSpec
 from orchestrator.spec_tasks import ModelSpec
+from orchestrator.spec_values import CHANGEABLE, SEARCHABLE
 from orchestrator.spec_walk import Walk, walk
 from orchestrator.spec_yaml import Document, Place
 

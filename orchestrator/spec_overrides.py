@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.errors import SpecError, redact_uri
-from orchestrator.spec_search import CHANGEABLE, SEARCHABLE
+from orchestrator.spec_values import CHANGEABLE, SEARCHABLE
 from orchestrator.spec_yaml import Document, Place, forget, parse
 
 

@@ -5,66 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    ConfigDict,
-    Discriminator,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    Tag,
-    field_validator,
-    model_validator,
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from orchestrator.spec_block import Block, Name, PlacedErrors, rule
+from orchestrator.spec_ladder import LadderSpec, ladder_errors, without_truth
+from orchestrator.spec_method import Density, MethodSpec, fields_of
+from orchestrator.spec_stopping import StoppingSpec, stopping_errors
+from orchestrator.spec_values import (
+    CHANGEABLE,
+    SEARCHABLE,
+    Choice,
+    Distribution,
+    Setting,
+    bad_values,
+    refused,
+    setting_kind,
 )
-
-from orchestrator.spec_block import Block, Name, PlacedErrors, errors_of, field_errors, rule
-from orchestrator.spec_ladder import LadderSpec, ladder_errors, misplaced, without_truth
-from orchestrator.spec_method import Density, MethodSpec, fields_of, merge_method
-from orchestrator.spec_stopping import StoppingSpec, stopping_errors, unreached
 from orchestrator.spec_warm import WarmStart, with_names_alone
-
-SELECTING = {"include", "exclude", "embeddings"}
-"""What decides which matrices are compressed."""
-SEARCHABLE = sorted(set(MethodSpec.model_fields) - {"kind", "density"} - SELECTING)
-CHANGEABLE = ["kind", *SEARCHABLE]
-"""Not the selection: methods that compress different matrices do not compare."""
-
-
-class Distribution(Block):
-    """A continuous range to draw from."""
-
-    log_uniform: tuple[float, float] | None = None
-    uniform: tuple[float, float] | None = None
-
-    @model_validator(mode="after")
-    def _valid(self) -> Distribution:
-        if (self.log_uniform is None) == (self.uniform is None):
-            raise ValueError("exactly one of `log_uniform` and `uniform` must be given")
-        low, high = self.log_uniform or self.uniform or (0.0, 0.0)
-        if not low < high or (self.log_uniform and low <= 0):
-            raise ValueError(f"low < high must hold, and 0 < low if logarithmic: [{low}, {high}]")
-        return self
-
-
-def _choice_kind(value: Any) -> str | None:
-    if isinstance(value, dict | Distribution):
-        return "range"
-    return "values" if isinstance(value, list) else None
-
-
-def _setting_kind(value: Any) -> str:
-    return _choice_kind(value) or "value"
-
-
-_Range = Annotated[Distribution, Tag("range")]
-_Values = Annotated[list[StrictFloat | StrictInt | StrictStr], Tag("values")]
-_Value = Annotated[StrictBool | StrictFloat | StrictInt | StrictStr | None, Tag("value")]
-
-Choice = Annotated[_Range | _Values, Discriminator(_choice_kind)]
-"""A list of values to choose from, or a range to draw from."""
-Setting = Annotated[_Range | _Values | _Value, Discriminator(_setting_kind)]
-"""A choice, or the one value that a method has."""
 
 _Trials = Annotated[int, Field(ge=1, le=10_000)]
 _Repeats = Annotated[int, Field(ge=1, le=1000)]
@@ -96,7 +53,7 @@ class ComparedMethod(Block):
     @property
     def changes(self) -> dict[str, Any]:
         """Fields that have one value in every trial of this method."""
-        return {k: v for k, v in self.fields.items() if _setting_kind(v) == "value"}
+        return {k: v for k, v in self.fields.items() if setting_kind(v) == "value"}
 
     @property
     def searched(self) -> dict[str, Distribution | list[Any]]:
@@ -117,10 +74,10 @@ class ComparedMethod(Block):
             if name not in CHANGEABLE:
                 message = "is not a field in which methods may differ"
                 errors.append(rule((name,), f"{message}: {', '.join(CHANGEABLE)}"))
-            elif _setting_kind(setting) == "value":
-                errors += _refused(name, setting, (name,))
+            elif setting_kind(setting) == "value":
+                errors += refused(name, setting, (name,))
             else:
-                errors += _bad_values(name, setting)
+                errors += bad_values(name, setting)
         if errors:
             raise PlacedErrors(errors, MethodSpec)
         return value
@@ -198,7 +155,7 @@ class SearchSpec(Block):
     @field_validator("fields")
     @classmethod
     def _searchable(cls, value: dict[str, Any]) -> dict[str, Any]:
-        errors = [error for name, choice in value.items() for error in _bad_values(name, choice)]
+        errors = [error for name, choice in value.items() for error in bad_values(name, choice)]
         if errors:
             raise PlacedErrors(errors, MethodSpec)
         return value
@@ -272,107 +229,3 @@ def _gather_fields(model: type[Block], block: Any, names: Sequence[str]) -> Any:
     if twice := [rule((name,), message) for name in direct if name in fields]:
         raise PlacedErrors(twice, model)
     return rest | {"fields": fields | direct}
-
-
-# --------------------------------------------------------------------------- values
-
-
-def conflicts(search: SearchSpec, method: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the method of a task refuses of the search, where several fields are concerned.
-
-    Args:
-        search: Its values are right by themselves.
-        method: Every field of the task's method, valid.
-
-    Yields:
-        Errors with `loc` relative to the block `search`.
-    """
-    unused = set(search.fields) if search.methods else set()
-    for name, compared in search.methods.items() or [("", ComparedMethod())]:
-        place = ("methods", name, "fields")
-        if refused := misfits(method, compared.changes):
-            yield within(place, refused)
-            continue
-        merged = merge_method(method, compared.changes)
-        if search.ladder is not None:
-            yield from misplaced(search.ladder, merged, {**search.fields, **compared.searched})
-        shared = search.shared_fields(compared, merged["kind"])
-        unused -= shared.keys()
-        for where, fields in ((("fields",), shared), (place, compared.searched)):
-            errors = [e for k, choice in fields.items() for e in _bad_values(k, choice, merged)]
-            if errors:
-                yield within(where, errors)
-    if unused:
-        message = "is given by each of search.methods itself, or has no meaning for its kind"
-        yield within(("fields",), [rule((name,), message) for name in sorted(unused)])
-
-
-def unreached_rungs(
-    search: SearchSpec, method: dict[str, Any], evaluate_every: int, dense_steps: int
-) -> Iterator[dict[str, Any]]:
-    """What the steps of a task's methods make of `search.stopping`, at its place in `search`.
-
-    Args:
-        search: Without conflicts.
-        method: Every field of the task's method, valid.
-        evaluate_every: Of the task.
-        dense_steps: Of its reference.
-    """
-    if search.stopping is None:
-        return
-    known = {}
-    for name, compared in search.methods.items() or [("", ComparedMethod())]:
-        spec = MethodSpec.model_validate(merge_method(method, compared.changes))
-        searched = search.shared_fields(compared, spec.kind) | compared.searched
-        # of steps that are drawn nothing is known
-        if not searched.keys() & {"kind", "steps", "gated_fraction"}:
-            known[name or spec.kind] = spec
-    for reason in unreached(search.stopping, known, evaluate_every, dense_steps):
-        yield rule(("stopping", "rungs"), reason)
-
-
-def misfits(method: dict[str, Any], changes: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is wrong with `method` once `changes` are part of it, at the change to blame."""
-    errors = []
-    for found in errors_of(MethodSpec, merge_method(method, changes)) if changes else ():
-        field = found["loc"][0] if found["loc"] else None
-        blamed = field if field in changes else "kind" if "kind" in changes else next(iter(changes))
-        below = found["loc"][1:] if blamed == field else ()
-        errors.append({**found, "loc": (blamed, *below)})
-    return errors
-
-
-def _bad_values(
-    name: str, choice: Distribution | list[Any], method: dict[str, Any] | None = None
-) -> Iterator[dict[str, Any]]:
-    """What the method would refuse: better known now than in the hundredth trial."""
-    if name not in SEARCHABLE:
-        yield rule((name,), f"is not a searchable field of the method: {', '.join(SEARCHABLE)}")
-        return
-    where: tuple[str, ...] = (name,)
-    if isinstance(choice, list):
-        values = choice
-        if not values:
-            yield rule(where, "needs at least one value")
-    else:
-        where += ("log_uniform" if choice.log_uniform else "uniform",)
-        values = list(choice.log_uniform or choice.uniform or ())
-    for index, value in enumerate(values):
-        yield from _refused(name, value, (*where, index), method)
-
-
-def _refused(
-    name: str, value: Any, where: tuple[str | int, ...], method: dict[str, Any] | None = None
-) -> Iterator[dict[str, Any]]:
-    """What a field refuses of a value by itself, or the whole of `method` with this value in it."""
-    if method is None:
-        found = field_errors(MethodSpec, {name: value})
-    else:
-        found = errors_of(MethodSpec, merge_method(method, {name: value}))
-    return ({**error, "loc": where, "field": name} for error in found)
-
-
-def within(place: tuple[str | int, ...], errors: list[dict[str, Any]]) -> dict[str, Any]:
-    """Errors of the method's fields, at places below `place`."""
-    cause = PlacedErrors(errors, MethodSpec)
-    return rule(place, str(cause)) | {"type": "value_error", "ctx": {"error": cause}}

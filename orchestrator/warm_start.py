@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from orchestrator.earlier import EarlierTrial
 from orchestrator.sampler import Space, Tried, place
 from orchestrator.spec_method import MethodSpec
-from orchestrator.spec_search import Distribution
+from orchestrator.spec_values import Distribution
 
 
 @dataclass(frozen=True, kw_only=True)

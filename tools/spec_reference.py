@@ -18,7 +18,7 @@ from orchestrator.spec_glue import Glue
 from orchestrator.spec_ladder import LadderSpec
 from orchestrator.spec_method import MethodSpec
 from orchestrator.spec_retention import RetentionSpec
-from orchestrator.spec_search import ComparedMethod, Distribution, SearchSpec
+from orchestrator.spec_search import ComparedMethod, SearchSpec
 from orchestrator.spec_stopping import StoppingSpec
 from orchestrator.spec_tasks import (
     Classification,
@@ -30,6 +30,7 @@ from orchestrator.spec_tasks import (
     PythonDocs,
     Regression,
 )
+from orchestrator.spec_values import Distribution
 from orchestrator.spec_warm import WarmStart
 
 TARGET = Path(__file__).parent.parent / "docs" / "spec.md"

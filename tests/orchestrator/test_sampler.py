@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.front.hypervolume import hypervolume
 from orchestrator.sampler import Space, Tried, suggest
-from orchestrator.spec_search import Distribution
+from orchestrator.spec_values import Distribution
 
 RATE = Distribution(log_uniform=(1e-4, 1e-1))
 SPACE: Space = {"density": [0.5, 0.25, 0.1], "learning_rate": RATE, "start": ["svd", "random"]}

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from orchestrator.spec import CampaignSpec, MethodSpec, content_hash
 from orchestrator.spec_io import dump_spec
-from orchestrator.spec_search import SEARCHABLE, SearchSpec
+from orchestrator.spec_search import SearchSpec
+from orchestrator.spec_values import SEARCHABLE
 from orchestrator.spec_yaml import parse
 
 MINIMAL: dict[str, Any] = {

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.campaign import Campaign
-from orchestrator.campaign_state import TaskState
+from orchestrator.campaign_state import Site, TaskState
 from orchestrator.errors import TrackingError
-from orchestrator.housekeeping import Housekeeping
+from orchestrator.layout import Layout
+from orchestrator.measuring_stage import MeasuringStage
+from orchestrator.progress import Progress
 from orchestrator.records import ModelRecord
+from orchestrator.spec import CampaignSpec
 from orchestrator.tracking import RunWriter, Tracking
 from orchestrator.tracking.reading import RunReader
 from tests.orchestrator.results.pages import (
@@ -34,6 +36,16 @@ from tests.orchestrator.results_factory import (
     make_speed,
     store_campaign,
 )
+
+
+def site_of(spec: CampaignSpec, tracking: Tracking, said: list[str]) -> Site:
+    return Site(
+        spec=spec,
+        layout=Layout.of(spec.storage, spec.name),
+        tracking=tracking,
+        progress=Progress(say=said.append),
+        available={},
+    )
 
 
 class TestMlflow:
@@ -94,10 +106,7 @@ class TestMlflow:
         state = TaskState(
             task=spec.tasks[0], data=data, run_id="p", dense=fake.dense, trials=[record]
         )
-        campaign = Campaign(spec, lambda text: None)
-        campaign.tracking = tracking
-        campaign.house = Housekeeping(spec, campaign.layout, tracking, print)
-        campaign._measure(state)
+        MeasuringStage(site_of(spec, tracking, [])).speed(state)
         reader = RunReader(tracking.uri, "compare")
         assert reader.record(reader.runs()[0]) == replace(record, speed=rows) == state.trials[0]
 
@@ -119,26 +128,24 @@ class TestMlflow:
         )
         said: list[str] = []
         without = make_spec(storage=str(tmp_path))
-        Campaign(without, said.append)._measure_int8(state)
+        MeasuringStage(site_of(without, tracking, said)).int8(state)
         assert (said, len(answers)) == ([], 2)
-        campaign = Campaign(spec, said.append)
-        campaign.tracking = tracking
-        campaign.house = Housekeeping(spec, campaign.layout, tracking, print)
-        campaign._measure_int8(state)
+        site = site_of(spec, tracking, said)
+        MeasuringStage(site).int8(state)
         assert "no 8-bit integers: no kernels" in said[1]
         assert state.dense == records[0]
         (grown,) = state.trials
         assert grown == replace(records[1], int8=as_int8(trial))
         reader = RunReader(tracking.uri, "compare")
         run = next(run for run in reader.runs() if run.key == trial.key)
-        assert reader.record(run) == grown == ModelRecord.load(campaign.layout.record(trial.key))
+        assert reader.record(run) == grown == ModelRecord.load(site.layout.record(trial.key))
         metrics = tracking.client.get_run(str(grown.mlflow_run_id)).data.metrics
         assert metrics[f"int8/test_{BITS}"] == grown.int8.test[BITS]
         assert metrics["int8/num_bytes"] == grown.int8.num_bytes
         assert metrics["int8_speed/b8x128/speedup"] == grown.int8.speed[0].speedup
         # the next run asks for the dense one again, and no more
         answers.append("no kernels")
-        campaign._measure_int8(state)
+        MeasuringStage(site).int8(state)
         assert answers == []
 
     def test_a_store_that_is_not_there_is_not_made(self, tmp_path: Path):
