@@ -19,12 +19,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from orchestrator.campaign_records import CampaignResult, TaskResult
 from orchestrator.errors import CampaignError
 from orchestrator.front.assess import REFERENCE_DROP
 from orchestrator.front.figures import Interval
 from orchestrator.front.hypervolume import hypervolume
 from orchestrator.front.noise import own_interval
-from orchestrator.records import CampaignResult, ModelRecord, TaskResult
+from orchestrator.records import ModelRecord
 
 
 def main() -> None:

@@ -78,8 +78,8 @@ def run(
 
 def report(path: Path, overrides: Sequence[str]) -> int:
     """Tables in the terminal, and the HTML file again."""
+    from orchestrator.campaign_records import CampaignResult
     from orchestrator.layout import Layout
-    from orchestrator.records import CampaignResult
     from orchestrator.report import write_report
     from orchestrator.report_card import kept_cards
 

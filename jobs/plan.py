@@ -11,13 +11,13 @@ from typing import Any
 from rich.console import Console
 
 from jobs.plan_tables import show_comparison, show_plan
+from orchestrator.campaign_records import CampaignResult
 from orchestrator.errors import CampaignError
 from orchestrator.plan.actual import Comparison, against_plan
 from orchestrator.plan.make import Asked, make_plan
 from orchestrator.plan.nodes import nodes_of
 from orchestrator.plan.plan import Plan, layout_of, plan_path
 from orchestrator.plan.profile import Profile
-from orchestrator.records import CampaignResult
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import load_spec
 

@@ -120,11 +120,11 @@ def _here(function: Callable[..., Any], *args: Any) -> Any:
 
 def _case(spec: CampaignSpec, task: Any, name: str, version: str, registry: Any, why: str) -> Any:
     """A version with the record that the campaign's result has of it."""
+    from orchestrator.campaign_records import CampaignResult
     from orchestrator.data.prepare import prepare_data
     from orchestrator.layout import Layout
     from orchestrator.models import resolve_pretrained
     from orchestrator.promotion import Case
-    from orchestrator.records import CampaignResult
 
     key = registry.tags(name, version).get("lowrank.key")
     layout = Layout.of(spec.storage, spec.name)

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 
 from orchestrator import cluster
+from orchestrator.campaign_records import CampaignResult
 from orchestrator.campaign_state import AnyTask, Site, TaskState
 from orchestrator.changes import check_change
 from orchestrator.conclusion import conclude, hardware
@@ -29,7 +30,6 @@ from orchestrator.measuring_stage import MeasuringStage
 from orchestrator.models import build_model, resolve_pretrained
 from orchestrator.plan.make import keep_counts
 from orchestrator.progress import Progress
-from orchestrator.records import CampaignResult
 from orchestrator.retention import Expected, check_budget, expected_bytes, of_all
 from orchestrator.search import expected_rounds, expected_trials
 from orchestrator.spec import CampaignSpec

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.campaign_records import FailedTrial, StoppedTrial
 from orchestrator.data.prepare import PreparedData
 from orchestrator.earlier import EarlierTrial
 from orchestrator.housekeeping import Housekeeping
 from orchestrator.layout import Layout
 from orchestrator.method_search import TrialPlan
 from orchestrator.progress import Progress
-from orchestrator.records import FailedTrial, ModelRecord, StoppedTrial
+from orchestrator.records import ModelRecord
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_tasks import AnyTask
 from orchestrator.stopping.rungs import Rungs

@@ -10,6 +10,7 @@ from ray.exceptions import RayTaskError
 
 from lowrank.errors import LowRankError
 from orchestrator import cluster
+from orchestrator.campaign_records import CampaignResult, Promotion, TaskResult
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.errors import CampaignError
 from orchestrator.front.across import across_tasks
@@ -18,7 +19,6 @@ from orchestrator.front.figures import NoisyFront
 from orchestrator.plan.actual import against_plan
 from orchestrator.promotion import Case, register_and_promote
 from orchestrator.promotion.card import model_card
-from orchestrator.records import CampaignResult, Promotion, TaskResult
 from orchestrator.registry import Registry
 from orchestrator.report import write_front_figure, write_report
 from orchestrator.report_card import kept_cards

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lowrank.export import WEIGHTS
+from orchestrator.campaign_records import Choice
 from orchestrator.disk import num_bytes
 from orchestrator.errors import RegistryError
 from orchestrator.layout import Layout
 from orchestrator.promotion import registered_name
-from orchestrator.records import Choice, ModelRecord, RecordError
+from orchestrator.records import ModelRecord, RecordError
 from orchestrator.registry import Registry
 from orchestrator.retention import Item, Stage
 from orchestrator.selection import worth_keeping

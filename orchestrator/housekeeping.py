@@ -13,11 +13,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from lowrank.export import WEIGHTS
+from orchestrator.campaign_records import Choice
 from orchestrator.disk import Usage, usage
 from orchestrator.errors import CampaignError
 from orchestrator.freeable import Freeable, folders
 from orchestrator.layout import Layout
-from orchestrator.records import Choice, ModelRecord
+from orchestrator.records import ModelRecord
 from orchestrator.retention import Item, Stage, to_free, training_bytes
 from orchestrator.spec import CampaignSpec
 from orchestrator.tracking import Tracking

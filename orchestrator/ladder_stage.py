@@ -7,13 +7,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.campaign_records import FailedTrial
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.ladder import Ladder, Starts
 from orchestrator.ladder_trial import record_trunk, trunk_failed
 from orchestrator.launch import Launch
 from orchestrator.launching import launch_of, trunk_name
 from orchestrator.method_search import TrialPlan
-from orchestrator.records import FailedTrial, ModelRecord
+from orchestrator.records import ModelRecord
 from orchestrator.workers import LocalWorkers
 
 if TYPE_CHECKING:

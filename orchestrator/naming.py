@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.records import FailedTrial, ModelRecord, StoppedTrial
+from orchestrator.campaign_records import FailedTrial, StoppedTrial
+from orchestrator.records import ModelRecord
 from orchestrator.wording import settings, short
 
 Trial = ModelRecord | FailedTrial | StoppedTrial

@@ -11,7 +11,6 @@ from typing import Any
 from lowrank.counting import Densities, Size
 from lowrank.plain_json import parse_json, read_json, write_json
 from orchestrator.errors import CampaignError
-from orchestrator.front.figures import AcrossTasks, NoisyFront
 from orchestrator.typed import typed
 
 MET = 0.002
@@ -219,136 +218,26 @@ class ModelRecord:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> ModelRecord:
-        record = _checked("record", cls, raw)
-        _check_metric(record)
+        record = checked("record", cls, raw)
+        check_metric(record)
         return record
 
     def save(self, path: Path) -> None:
         """Write whole or not at all: a killed process leaves the former file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(self.to_json(), encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> ModelRecord:
         """Raises RecordError, with the path, for a file that is damaged or missing."""
         try:
-            return cls.from_dict(_read(path))
+            return cls.from_dict(read_record(path))
         except RecordError as error:
             raise RecordError(f"{path}: {error}") from error
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FailedTrial:
-    """A trial that ended without a model."""
-
-    key: str
-    task: str
-    config: dict[str, Any]
-    reason: str
-    method_name: str = ""
-    seed: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoppedTrial:
-    """A draw that was stopped before its end because others were ahead of it (`search.stopping`);
-    it has no model and is no failure."""
-
-    key: str
-    task: str
-    config: dict[str, Any]
-    method_name: str
-    seed: int
-    rung: float
-    """Part of its steps at which it was judged."""
-    step: int
-    """At which it stopped."""
-    total_steps: int
-    """That it would have had."""
-    reason: str
-
-    @property
-    def saved_steps(self) -> int:
-        return self.total_steps - self.step
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """Which model a task's campaign picked, and why."""
-
-    key: str | None
-    sentence: str
-    """For people, with the numbers that decided."""
-    front: list[str]
-    """Keys on the Pareto front (quality, size, latency), best quality first."""
-    passed: list[str]
-    """Keys that met every `require` rule."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Promotion:
-    """What the registry did with the chosen model."""
-
-    model: str
-    version: str | None
-    promoted: bool
-    sentence: str
-    checks: list[dict[str, Any]] = field(default_factory=list)
-    """Per gate: rule, value, passed."""
-    reproduced: dict[str, float] = field(default_factory=dict)
-    """Metrics of the downloaded artifact on test."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskResult:
-    """Everything the report shows of one task."""
-
-    task: str
-    kind: str
-    dense: ModelRecord
-    trials: list[ModelRecord]
-    failed: list[FailedTrial]
-    choice: Choice
-    promotion: Promotion | None = None
-    data: dict[str, Any] = field(default_factory=dict)
-    """Source, sizes of the splits, content hash."""
-    noisy_front: NoisyFront | None = None
-    """The front with its uncertainty; None in results of earlier versions, or without trials."""
-    stopped: list[StoppedTrial] = field(default_factory=list)
-    """Early, by `search.stopping`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CampaignResult:
-    name: str
-    spec_hash: str
-    started: str
-    seconds: float
-    tasks: list[TaskResult]
-    hardware: dict[str, Any]
-    across: list[AcrossTasks] = field(default_factory=list)
-    """Settings or methods over all tasks, if there are several."""
-
-    def save(self, path: Path) -> None:
-        """As JSON, whole or not at all."""
-        write_json(path, asdict(self))
-
-    @classmethod
-    def load(cls, path: Path) -> CampaignResult:
-        """Raises RecordError, with the path, for a file that is damaged or missing."""
-        try:
-            result = _checked("result", cls, _read(path))
-            for task in result.tasks:
-                for record in (task.dense, *task.trials):
-                    _check_metric(record)
-            return result
-        except RecordError as error:
-            raise RecordError(f"{path}: {error}; `lowrank run` writes it again") from error
-
-
-def _read(path: Path) -> Any:
+def read_record(path: Path) -> Any:
+    """What JSON gave, to be checked. Raises RecordError for a file that cannot be read."""
     try:
         return read_json(path, max_bytes=None)  # a campaign's size is the spec's business
     except OSError as error:
@@ -364,15 +253,19 @@ def _parsed(what: str, text: str) -> Any:
         raise RecordError(f"{what}: is not JSON: {error}") from error
 
 
-def _checked(what: str, kind: Any, raw: Any) -> Any:
-    """A value of one of the classes above, every field of its type."""
+def checked(what: str, kind: Any, raw: Any) -> Any:
+    """A value of a record's class, every field of its type.
+
+    Raises:
+        RecordError: It is none.
+    """
     try:
         return typed(kind, raw, what)
     except ValueError as error:
         raise RecordError(str(error)) from error
 
 
-def _check_metric(record: ModelRecord) -> None:
+def check_metric(record: ModelRecord) -> None:
     """Raise RecordError for a model whose quality nobody knows."""
     if record.metric.name not in record.validation:
         raise RecordError(

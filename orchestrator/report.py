@@ -11,12 +11,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orchestrator import wording
+from orchestrator.campaign_records import CampaignResult, TaskResult
 from orchestrator.front.across import across_tasks
 from orchestrator.front.assess import front_of
 from orchestrator.front.objectives import largest_batch
 from orchestrator.naming import TrialNames
 from orchestrator.plan.actual import Comparison
-from orchestrator.records import CampaignResult, Densities, ModelRecord, Speed, TaskResult
+from orchestrator.records import Densities, ModelRecord, Speed
 from orchestrator.report_card import card_view
 from orchestrator.report_curves import (
     draw_panel,

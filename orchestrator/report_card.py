@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from markdown_it import MarkdownIt
 
+from orchestrator.campaign_records import TaskResult
 from orchestrator.layout import Layout
-from orchestrator.records import TaskResult
 
 FENCE = "---\n"
 """Around the front matter."""

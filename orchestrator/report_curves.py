@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from orchestrator.campaign_records import TaskResult
 from orchestrator.naming import TrialNames
-from orchestrator.records import CurvePoint, ModelRecord, TaskResult
+from orchestrator.records import CurvePoint, ModelRecord
 from orchestrator.report_plots import better
 from orchestrator.report_svg import CHOSEN, DENSE, PALETTE, Tips
 from orchestrator.wording import metric_name

@@ -10,9 +10,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from orchestrator.campaign_records import TaskResult
 from orchestrator.front.figures import AcrossTasks, Interval, NoisyFront, SettingFigures
 from orchestrator.naming import TrialNames
-from orchestrator.records import ModelRecord, TaskResult
+from orchestrator.records import ModelRecord
 from orchestrator.report_plots import dense_line, quality_label
 from orchestrator.report_svg import CHOSEN, MUTED, PALETTE, Tips, as_svg, without_yellow
 from orchestrator.wording import (

@@ -11,8 +11,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from orchestrator.campaign_records import TaskResult
 from orchestrator.naming import TrialNames
-from orchestrator.records import Densities, ModelRecord, TaskResult
+from orchestrator.records import Densities, ModelRecord
 from orchestrator.report_plots import dense_line, quality_label
 from orchestrator.report_svg import MAX_CURVES, PALETTE, Tips, as_svg
 from orchestrator.wording import number, percent

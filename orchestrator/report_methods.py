@@ -12,9 +12,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from orchestrator.campaign_records import TaskResult
 from orchestrator.front.settings import setting_of
 from orchestrator.naming import TrialNames
-from orchestrator.records import Densities, ModelRecord, TaskResult
+from orchestrator.records import Densities, ModelRecord
 from orchestrator.report_plots import dense_line, quality_label
 from orchestrator.report_svg import PALETTE, Tips, as_svg
 from orchestrator.wording import metric_name, number, percent, plural

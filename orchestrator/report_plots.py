@@ -13,10 +13,11 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from orchestrator.campaign_records import TaskResult
 from orchestrator.front.dominance import pareto_front
 from orchestrator.front.objectives import largest_batch, loss_values
 from orchestrator.naming import TrialNames
-from orchestrator.records import ModelRecord, TaskResult
+from orchestrator.records import ModelRecord
 from orchestrator.report_svg import (
     CHOSEN,
     DENSE,

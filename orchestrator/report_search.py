@@ -16,9 +16,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from orchestrator.campaign_records import TaskResult
 from orchestrator.front.objectives import largest_batch
 from orchestrator.naming import TrialNames
-from orchestrator.records import ModelRecord, TaskResult
+from orchestrator.records import ModelRecord
 from orchestrator.report_plots import quality_limits, tooltip
 from orchestrator.report_svg import CHOSEN, DENSE, Tips, as_svg, without_yellow
 from orchestrator.wording import count, metric_name, number, plural, ratio, short

@@ -6,9 +6,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.campaign_records import TaskResult
 from orchestrator.front.assess import front_of
 from orchestrator.naming import USUAL, Trial, TrialNames
-from orchestrator.records import Densities, ModelRecord, TaskResult
+from orchestrator.records import Densities, ModelRecord
 from orchestrator.report_trials import measured_batches, names_of, outcome, status_of, stops_of
 from orchestrator.wording import (
     count,

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from orchestrator.campaign_records import FailedTrial, StoppedTrial, TaskResult
 from orchestrator.front.figures import NoisyFront
 from orchestrator.naming import Trial, TrialNames
-from orchestrator.records import Densities, FailedTrial, ModelRecord, StoppedTrial, TaskResult
+from orchestrator.records import Densities, ModelRecord
 from orchestrator.wording import (
     MISSING,
     count,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from orchestrator.campaign_records import Choice
 from orchestrator.front.assess import REFERENCE_DROP
 from orchestrator.front.dominance import Losses, epsilon_front, pareto_front
 from orchestrator.front.knee import knee_distances
@@ -15,7 +16,7 @@ from orchestrator.front.noise import SeedNoise, pooled_noise
 from orchestrator.front.objectives import largest_batch, loss_values
 from orchestrator.front.settings import runs_of_settings
 from orchestrator.naming import TrialNames
-from orchestrator.records import Choice, Densities, ModelRecord
+from orchestrator.records import Densities, ModelRecord
 from orchestrator.rules import Rule, parse_rule
 from orchestrator.wording import (
     against_dense,

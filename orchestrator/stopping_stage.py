@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Iterable
 
 from orchestrator.bucket.kept import states_at
+from orchestrator.campaign_records import StoppedTrial
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.launch import Launch
 from orchestrator.launching import launch_of
 from orchestrator.method_search import TrialPlan
 from orchestrator.recording import record_stop
-from orchestrator.records import StoppedTrial
 from orchestrator.stopping.notes import Notes
 from orchestrator.stopping.rungs import Rungs
 

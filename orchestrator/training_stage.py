@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from orchestrator import cluster
+from orchestrator.campaign_records import FailedTrial
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.draws import Draws
 from orchestrator.errors import TrialError
@@ -18,7 +19,7 @@ from orchestrator.launching import launch_of
 from orchestrator.method_search import TrialPlan
 from orchestrator.progress import tune_callback
 from orchestrator.recording import record_model, trained
-from orchestrator.records import FailedTrial, ModelRecord, RecordError
+from orchestrator.records import ModelRecord, RecordError
 from orchestrator.room import DRIVER, concurrent_trials
 from orchestrator.search import draws_among, expected_trials, plan_trials
 from orchestrator.stopping.signals import Signals

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.campaign_records import CampaignResult, TaskResult
 from orchestrator.front.dominance import pareto_front
 from orchestrator.layout import Layout
-from orchestrator.records import CampaignResult, ModelRecord, TaskResult
+from orchestrator.records import ModelRecord
 from orchestrator.tracking.writer import mlflow_client
 
 

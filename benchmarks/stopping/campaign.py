@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.stopping.table import Table
+from orchestrator.campaign_records import CampaignResult, TaskResult
 from orchestrator.front.hypervolume import hypervolume
 from orchestrator.layout import Layout
-from orchestrator.records import CampaignResult, ModelRecord, TaskResult
+from orchestrator.records import ModelRecord
 
 SPEC = Path(__file__).with_name("campaign.yaml")
 EVERY, STOPPED = "every-draw", "stopped-draws"

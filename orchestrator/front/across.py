@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy import stats
 
+from orchestrator.campaign_records import TaskResult
 from orchestrator.front.figures import AcrossTasks
 from orchestrator.front.settings import setting_of
 from orchestrator.naming import TrialNames
-from orchestrator.records import ModelRecord, TaskResult
+from orchestrator.records import ModelRecord
 
 Runs = list[ModelRecord]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.campaign_records import TaskResult
 from orchestrator.front.bootstrap import DRAWS, Measured, draw_fronts
 from orchestrator.front.figures import Interval, NoisyFront, SettingFigures, VolumePoint
 from orchestrator.front.noise import (
@@ -22,7 +23,7 @@ from orchestrator.front.noise import (
 )
 from orchestrator.front.objectives import largest_batch
 from orchestrator.front.settings import runs_of_settings
-from orchestrator.records import ModelRecord, TaskResult
+from orchestrator.records import ModelRecord
 
 REFERENCE_DROP = 0.1
 """Unless a rule says otherwise. A model a tenth worse than dense is hardly wanted at any size."""

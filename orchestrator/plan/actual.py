@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from orchestrator.campaign_records import CampaignResult, TaskResult
 from orchestrator.layout import Layout
 from orchestrator.plan import disk
 from orchestrator.plan.figures import Range, total
 from orchestrator.plan.hours import AFTER, BEFORE, DENSE_TRAINING, FROM_SCRATCH, TRAINING
 from orchestrator.plan.plan import Plan, plan_path
 from orchestrator.plan.profile import ProfileError
-from orchestrator.records import CampaignResult, ModelRecord, TaskResult
+from orchestrator.records import ModelRecord
 from orchestrator.wording import plural
 
 logger = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ import tempfile
 import time
 from dataclasses import replace
 
+from orchestrator.campaign_records import CampaignResult
 from orchestrator.data.prepare import PreparedData
 from orchestrator.plan.figures import Range, at_density, total
 from orchestrator.plan.overhead import REPORT_S, Overhead
@@ -14,7 +15,6 @@ from orchestrator.plan.plan import layout_of
 from orchestrator.plan.probe import ProbeError, Say
 from orchestrator.plan.profile import TaskProfile
 from orchestrator.plan.work import SMALL, ModelWork, task_work
-from orchestrator.records import CampaignResult
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_tasks import AnyTask
 from orchestrator.tracking import default_tracking_uri

@@ -6,8 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.campaign_records import Promotion
 from orchestrator.models import resolve_pretrained
-from orchestrator.records import Densities, ModelRecord, Promotion
+from orchestrator.records import Densities, ModelRecord
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_tasks import AnyTask
 from orchestrator.wording import count, metric_name, number, percent, ratio

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.campaign_records import Promotion
 from orchestrator.promotion.card import license_of, model_card
 from orchestrator.promotion.checks import Evidence, check_all, evaluate_version
-from orchestrator.records import ModelRecord, Promotion
+from orchestrator.records import ModelRecord
 from orchestrator.registry import CHAMPION, Registry
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_tasks import AnyTask

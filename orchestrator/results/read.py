@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from orchestrator.campaign_records import Choice, FailedTrial, StoppedTrial, TaskResult
 from orchestrator.campaign_state import AnyTask
 from orchestrator.draws import Draws
 from orchestrator.earlier import EarlierTrial
 from orchestrator.errors import CampaignError
 from orchestrator.method_search import TrialPlan
-from orchestrator.records import Choice, FailedTrial, ModelRecord, StoppedTrial, TaskResult
+from orchestrator.records import ModelRecord
 from orchestrator.report_methods import Runs, compared_runs
 from orchestrator.search import expected_trials, plan_trials
 from orchestrator.spec import CampaignSpec, MethodSpec

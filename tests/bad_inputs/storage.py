@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from lowrank.export import sha256_of
+from orchestrator.campaign_records import Choice, TaskResult
 from orchestrator.data.prepare import prepare_data
 from orchestrator.data.prepared import PreparedData
-from orchestrator.records import Choice, ModelRecord, TaskResult
+from orchestrator.records import ModelRecord
 from orchestrator.snapshot import FACTS, TENSORS, Snapshot, SnapshotStore
 from tests.bad_inputs.case import BadInput, command
 from tests.bad_inputs.changes import Change, Edit, edited, half, half_json, last_flipped, rewritten

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from lowrank import ExportError, load, save
 from lowrank.export import MANIFEST, WEIGHTS
 from lowrank.hf import load_pretrained
-from orchestrator.records import CampaignResult, ModelRecord, RecordError
+from orchestrator.campaign_records import CampaignResult
+from orchestrator.records import ModelRecord, RecordError
 from orchestrator.snapshot import FACTS, TENSORS, Snapshot, SnapshotError, SnapshotStore
 from orchestrator.tracking.journal import Journal
 from tests.bad_inputs.damage import damaged, edited, tries

@@ -20,15 +20,9 @@ from benchmarks.faults.ledger import Fault, Found, Ledger, compare
 from benchmarks.faults.machines import Machines
 from benchmarks.faults.page import write_page
 from benchmarks.faults.scene import NotNow, Scene
+from orchestrator.campaign_records import CampaignResult, Choice, FailedTrial, TaskResult
 from orchestrator.layout import Layout
-from orchestrator.records import (
-    CampaignResult,
-    Choice,
-    CurvePoint,
-    FailedTrial,
-    ModelRecord,
-    TaskResult,
-)
+from orchestrator.records import CurvePoint, ModelRecord
 from orchestrator.tracking import Tracking
 from orchestrator.tracking.journal import Stamped
 from tests.orchestrator.record_factory import (

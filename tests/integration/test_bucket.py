@@ -22,10 +22,11 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.bucket.uri import WORK_ENV
+from orchestrator.campaign_records import CampaignResult, TaskResult
 from orchestrator.cluster import DRIVER
 from orchestrator.data.prepare import prepare_data
 from orchestrator.job import Job
-from orchestrator.records import RECORD, CampaignResult, TaskResult
+from orchestrator.records import RECORD
 from orchestrator.spec_io import load_spec
 from tests.integration.conftest import (
     environment,

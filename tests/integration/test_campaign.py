@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator.campaign_records import CampaignResult
 from orchestrator.layout import Layout
 from orchestrator.plan.actual import ALL_BYTES, against_plan
 from orchestrator.plan.disk import KEPT_PARTS
-from orchestrator.records import CampaignResult
 from tests.integration.conftest import Ran, environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -9,9 +9,9 @@ import pytest
 from mlflow import MlflowClient
 
 from lowrank.export import WEIGHTS
+from orchestrator.campaign_records import CampaignResult
 from orchestrator.disk import usage
 from orchestrator.layout import Layout
-from orchestrator.records import CampaignResult
 from orchestrator.tracking import default_tracking_uri
 from orchestrator.weights import released
 from tests.integration.conftest import lowrank, start, wait_for, without_letters, write_spec

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator.campaign_records import CampaignResult
 from orchestrator.layout import Layout
-from orchestrator.records import CampaignResult
 from orchestrator.tracking import default_tracking_uri
 from tests.integration.conftest import lowrank, start, wait_for, without_letters, write_spec
 

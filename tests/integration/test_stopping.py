@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator.campaign_records import CampaignResult
 from orchestrator.layout import Layout
-from orchestrator.records import CampaignResult
 from orchestrator.tracking import default_tracking_uri
 from tests.integration.conftest import lowrank, without_packages, write_spec
 

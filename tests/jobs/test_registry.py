@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.campaign_records import CampaignResult, Choice
 from orchestrator.layout import Layout
 from orchestrator.promotion import registered_name
-from orchestrator.records import CampaignResult, Choice
 from orchestrator.registry import CHAMPION, Registry
 from orchestrator.registry.audit import USER_ENV
 from orchestrator.spec import CampaignSpec

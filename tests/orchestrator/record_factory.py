@@ -7,19 +7,8 @@ import math
 import random
 from typing import Any
 
-from orchestrator.records import (
-    CampaignResult,
-    Choice,
-    CurvePoint,
-    Densities,
-    FailedTrial,
-    Metric,
-    ModelRecord,
-    Promotion,
-    Size,
-    Speed,
-    TaskResult,
-)
+from orchestrator.campaign_records import CampaignResult, Choice, FailedTrial, Promotion, TaskResult
+from orchestrator.records import CurvePoint, Densities, Metric, ModelRecord, Size, Speed
 
 BITS = Metric(name="bits_per_character", higher_is_better=False)
 ACCURACY = Metric(name="accuracy", higher_is_better=True)

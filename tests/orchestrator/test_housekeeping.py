@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from lowrank.errors import ExportError
 from lowrank.export import WEIGHTS
 from lowrank.hf import load_pretrained
+from orchestrator.campaign_records import Choice
 from orchestrator.disk import num_bytes
 from orchestrator.freeable import Freeable
 from orchestrator.housekeeping import Housekeeping
@@ -24,7 +25,7 @@ from orchestrator.launch import Launch
 from orchestrator.layout import Layout
 from orchestrator.promotion import registered_name
 from orchestrator.recording import trained
-from orchestrator.records import Choice, ModelRecord
+from orchestrator.records import ModelRecord
 from orchestrator.registry import Registry
 from orchestrator.retention import Stage
 from orchestrator.selection import choose

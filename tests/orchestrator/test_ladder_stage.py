@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.campaign_records import FailedTrial
 from orchestrator.campaign_state import TaskState
 from orchestrator.launch import Launch
 from orchestrator.layout import Layout
-from orchestrator.records import FailedTrial
 from tests.orchestrator.test_training_stage import SPEC, Cluster, Store, train
 
 LADDER = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from orchestrator.campaign_records import FailedTrial
 from orchestrator.naming import TrialNames
-from orchestrator.records import FailedTrial, ModelRecord
+from orchestrator.records import ModelRecord
 from tests.orchestrator.record_factory import make_key, make_trial
 
 

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from lowrank.errors import ExportError
 from lowrank.export import sha256_of
+from orchestrator.campaign_records import Promotion
 from orchestrator.promotion import Case, promote_version, register_and_promote, registered_name
 from orchestrator.promotion.checks import Evidence, evaluate_artifact
-from orchestrator.records import ModelRecord, Promotion
+from orchestrator.records import ModelRecord
 from orchestrator.registry import CANDIDATE, CHAMPION, PREVIOUS, Registry
 from orchestrator.spec import CampaignSpec
 from orchestrator.tracking import RunWriter, Tracking

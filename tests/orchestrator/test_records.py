@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.campaign_records import CampaignResult, Choice, FailedTrial, Promotion, TaskResult
 from orchestrator.front.figures import (
     AcrossTasks,
     Interval,
@@ -20,19 +21,7 @@ from orchestrator.front.figures import (
     SettingFigures,
     VolumePoint,
 )
-from orchestrator.records import (
-    CampaignResult,
-    Choice,
-    CurvePoint,
-    Densities,
-    FailedTrial,
-    Metric,
-    ModelRecord,
-    Promotion,
-    Size,
-    Speed,
-    TaskResult,
-)
+from orchestrator.records import CurvePoint, Densities, Metric, ModelRecord, Size, Speed
 from tests.orchestrator.record_factory import (
     BITS,
     dense_size,

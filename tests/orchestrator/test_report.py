@@ -18,13 +18,8 @@ import pytest
 from rich.console import Console
 
 from orchestrator import wording
-from orchestrator.records import (
-    CampaignResult,
-    FailedTrial,
-    ModelRecord,
-    StoppedTrial,
-    TaskResult,
-)
+from orchestrator.campaign_records import CampaignResult, FailedTrial, StoppedTrial, TaskResult
+from orchestrator.records import ModelRecord
 from orchestrator.report import shown_trials, write_front_figure, write_report
 from orchestrator.report_curves import MAX_POINTS, _series, phases, rank_share
 from orchestrator.report_table import terminal_table

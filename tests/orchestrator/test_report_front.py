@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from orchestrator.campaign_records import CampaignResult, TaskResult
 from orchestrator.front.assess import noisy_front
 from orchestrator.front.figures import Interval
-from orchestrator.records import CampaignResult, TaskResult
 from orchestrator.report_front import front_view, interval_in_words
 from orchestrator.report_table import terminal_table
 from orchestrator.report_trials import trial_table

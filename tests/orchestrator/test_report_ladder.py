@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.records import CurvePoint, LadderFacts, ModelRecord, TaskResult
+from orchestrator.campaign_records import TaskResult
+from orchestrator.records import CurvePoint, LadderFacts, ModelRecord
 from orchestrator.report import write_report
 from orchestrator.report_ladder import descents, ladder_view
 from tests.orchestrator.record_factory import make_campaign, make_trial

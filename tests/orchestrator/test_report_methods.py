@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from orchestrator.records import ModelRecord, TaskResult
+from orchestrator.campaign_records import TaskResult
+from orchestrator.records import ModelRecord
 from orchestrator.report import write_report
 from orchestrator.report_methods import compared_runs, mean_and_spread, methods_view
 from orchestrator.report_table import terminal_table

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.records import ModelRecord, TaskResult
+from orchestrator.campaign_records import TaskResult
+from orchestrator.records import ModelRecord
 from orchestrator.report_search import (
     APART,
     FEW,

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from orchestrator.campaign_records import FailedTrial
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.earlier import EarlierTrial
 from orchestrator.errors import TrialError
 from orchestrator.housekeeping import Housekeeping
 from orchestrator.layout import Layout
 from orchestrator.progress import Progress
-from orchestrator.records import RECORD, FailedTrial, ModelRecord
+from orchestrator.records import RECORD, ModelRecord
 from orchestrator.search import expected_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.stopping.notes import read_notes

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.campaign_records import Choice, TaskResult
 from orchestrator.front.across import across_tasks, compare
-from orchestrator.records import Choice, ModelRecord, TaskResult
+from orchestrator.records import ModelRecord
 from tests.orchestrator.record_factory import make_dense, make_task_result, make_trial
 
 NONE = Choice(key=None, sentence="", front=[], passed=[])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.campaign_records import CampaignResult, Choice
 from orchestrator.layout import Layout
 from orchestrator.plan import disk
 from orchestrator.plan.actual import (
@@ -25,7 +26,6 @@ from orchestrator.plan.figures import Range
 from orchestrator.plan.hours import AFTER, BEFORE, DENSE_TRAINING, TaskHours
 from orchestrator.plan.plan import Plan, TaskPlan, plan_path
 from orchestrator.plan.profile import ProfileError
-from orchestrator.records import CampaignResult, Choice
 from orchestrator.report import write_report
 from tests.orchestrator.record_factory import (
     make_campaign,

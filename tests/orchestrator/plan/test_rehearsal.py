@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.campaign_records import Choice
 from orchestrator.plan.figures import Range
 from orchestrator.plan.overhead import REFERENCE_START_S, scaled
 from orchestrator.plan.rehearsal import overhead_of, rehearsal_spec
 from orchestrator.plan.work import task_work
-from orchestrator.records import Choice
 from orchestrator.tracking.reading import LoggedRun
 from tests.orchestrator.plan.specs import campaign, cost, profile
 from tests.orchestrator.record_factory import (
