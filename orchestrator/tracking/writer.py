@@ -200,6 +200,7 @@ class RunWriter:
         import mlflow
 
         from orchestrator import flavor, serving
+        from orchestrator.imports import imports_restored
 
         known = self._logged_model(record.export_sha256)
         if known is not None:
@@ -207,7 +208,7 @@ class RunWriter:
         mlflow.set_tracking_uri(self.uri)
         status = self.client.get_run(self.run_id).info.status
         params = flat({"size": asdict(record.size), WEIGHTS_SHA256: record.export_sha256})
-        with mlflow.start_run(run_id=self.run_id):
+        with imports_restored(), mlflow.start_run(run_id=self.run_id):
             info = mlflow.models.Model.log(
                 artifact_path=None,
                 name="model",

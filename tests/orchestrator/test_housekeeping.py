@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -289,8 +290,12 @@ def test_one_that_is_trained_again_is_logged_again(house: House, lm: Family):
     assert run_id == record.mlflow_run_id
     assert WEIGHTS_TAG not in house.tracking.client.get_run(run_id).data.tags
     shutil.copy(Path(lm.trials[0].export) / WEIGHTS, house.home("worst") / WEIGHTS)
+    places, modules = list(sys.path), {name for name in sys.modules if "code_model" in name}
     uri = RunWriter(house.tracking.uri, run_id).model(record, "")
     assert uri != record.model_uri
+    # each import of a process that logs many models would take longer than the one before
+    assert sys.path == places
+    assert {name for name in sys.modules if "code_model" in name} == modules
     shutil.rmtree(house.home("worst"))
     Path(house.home("worst")).mkdir()
     (house.home("worst") / RELEASED).write_text('{"weights": "mlflow", "num_bytes": 1}')
