@@ -46,3 +46,14 @@ class Launch:
     @property
     def layout(self) -> Layout:
         return Layout.of(self.storage, self.campaign)
+
+
+class Fixed(dict[str, Any]):
+    """Fields of a launch as Tune gets them: nobody changes them, and a copy is the same object.
+
+    Tune copies its whole grid for each trial, which grows with the square of their number: with
+    300 trials 27 ms for each, with this 0.4 ms.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fixed:
+        return self

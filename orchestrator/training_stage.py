@@ -14,7 +14,7 @@ from orchestrator.campaign_state import Site, TaskState
 from orchestrator.draws import Draws
 from orchestrator.errors import TrialError
 from orchestrator.ladder_stage import lacking, models_above, run_ladders
-from orchestrator.launch import Launch
+from orchestrator.launch import Fixed, Launch
 from orchestrator.launching import launch_of
 from orchestrator.method_search import TrialPlan
 from orchestrator.progress import tune_callback
@@ -222,9 +222,11 @@ class TrainingStage:
         available = cluster.wait_to_fit(resources, state.task.name, self.site.progress.line)
         names = {plan.key: f"{state.task.name} {plan.name}" for plan in state.plans}
         names |= {launch.key: name for name, launch in launches.items()}
+        if len(launches) > 1:
+            self.site.progress.line(f"{state.task.name}: {len(launches)} trainings to come")
         tuner = tune.Tuner(
             tune.with_resources(partial(tune_trial, train=self.site.train), {DRIVER: 1}),
-            param_space={"launch": tune.grid_search([asdict(v) for v in launches.values()])},
+            param_space={"launch": tune.grid_search([Fixed(asdict(v)) for v in launches.values()])},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=concurrent_trials(resources, available),
                 # a process takes longer to start and import than a trial's bookkeeping takes

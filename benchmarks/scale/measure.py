@@ -122,7 +122,8 @@ def _figures(
     marks = {
         "start, data, Ray": campaign.first("starting Ray"),
         "dense reference": dense_done,
-        "opening runs, first trial's start": campaign.first("density="),
+        "opening runs": campaign.first("trainings to come"),
+        "first trial's start": campaign.first("density="),
         "trials": campaign.last("finished, validation"),
         "collecting, speed": campaign.first("Chosen:"),
         "registry": promoted,
