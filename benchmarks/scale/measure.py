@@ -6,9 +6,7 @@ import os
 import re
 import shutil
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
 from benchmarks.scale.replay import record
 from benchmarks.scale.spec import write_spec
@@ -33,7 +31,7 @@ class Figures:
     """Seconds, in the order in which they come; together the wall time."""
     early_s: float
     late_s: float
-    """Between two trials' ends, medians of the first and the last quarter."""
+    """From one trial's end to the next, means of the first and the last quarter."""
     start_mib: float
     """Of the driver when its dense reference was done; resident memory."""
     peak_mib: float
@@ -113,8 +111,7 @@ def _figures(
     memory: dict[str, float],
 ) -> Figures:
     ends = [e.seconds for e in campaign.lines if re.search(r"density=\S+ .*finished, val", e.text)]
-    gaps = [after - before for before, after in pairwise(ends)]
-    quarter = max(1, len(gaps) // 4)
+    quarter = max(1, (len(ends) - 1) // 4)
     dense_done = campaign.first("dense: finished")
     texts = [each.text for each in campaign.lines]
     chosen = next(index for index, text in enumerate(texts) if "Chosen:" in text)
@@ -137,8 +134,8 @@ def _figures(
         stages={
             name: end - start for (name, end), start in zip(marks.items(), starts, strict=True)
         },
-        early_s=median(gaps[:quarter]),
-        late_s=median(gaps[-quarter:]),
+        early_s=(ends[quarter] - ends[0]) / quarter,
+        late_s=(ends[-1] - ends[-1 - quarter]) / quarter,
         start_mib=campaign.peak_until(dense_done),
         peak_mib=campaign.peak_mib,
         database_mib=database_mib,

@@ -18,6 +18,9 @@ from orchestrator.report_svg import PALETTE, Tips, as_png
 PLOT = "growth.png"
 LINEAR = 1.25
 """Up to this growth a figure counts as linear: two runs of one size differ by as much."""
+NOISE_S = 5.0
+"""By which two runs of one size differ in a stage that takes a quarter of a minute, such as Ray's
+start. What a trial costs is not known better from two small sizes."""
 
 TEXT = """\
 # A campaign of {most:,} trials without its trainings
@@ -131,20 +134,32 @@ def _ratio(slopes: Sequence[float]) -> str:
 def _reading(found: Sequence[Figures], rows: dict[str, list[Any]]) -> str:
     last = found[-1]
     gaps = (
-        f"Between two trials' ends lie {last.early_s:.2f} s in the first quarter of the "
-        f"{last.trials:,} and {last.late_s:.2f} s in the last (medians)."
+        f"A trial ended every {last.early_s:.2f} s in the first quarter of the {last.trials:,}, "
+        f"and every {last.late_s:.2f} s in the last."
     )
     if len(found) < 3:
         return gaps
-    ratios = {name: _ratio(growth(found, values)) for name, values in rows.items()}
-    steep = [f"{name} ({r})" for name, r in ratios.items() if r and float(r) > LINEAR]
-    verdict = f"No stage grows faster than linearly (growth up to {LINEAR:g} counts as linear)."
+    above = {name: above_linear(found, values) for name, values in rows.items()}
+    steep = [f"{name} ({seconds:,.0f} s)" for name, seconds in above.items() if seconds > 0]
+    verdict = (
+        f"No stage grows faster than linearly: up to {LINEAR:g} times what the smaller sizes let "
+        f"expect counts as linear, and {NOISE_S:g} s between two of them as noise."
+    )
     if steep:
-        verdict = f"Faster than linearly grow: {', '.join(steep)}."
+        verdict = f"Above a line through the smaller sizes lie {', '.join(steep)}."
     return (
         "The columns per trial are what one more trial costs between two sizes; growth is the "
         f"last of them over the first. {verdict} {gaps}"
     )
+
+
+def above_linear(found: Sequence[Figures], values: Sequence[float]) -> float:
+    """Seconds by which the last size lies above a line through the first and the last but one,
+    beyond what `LINEAR` and `NOISE_S` allow; 0 if it does not."""
+    first, before, last = (found[index].trials for index in (0, -2, -1))
+    steps = (last - before) / (before - first)
+    expected = values[-2] + LINEAR * steps * max(0.0, values[-2] - values[0])
+    return max(0.0, values[-1] - expected - NOISE_S * steps)
 
 
 def _hardware() -> str:

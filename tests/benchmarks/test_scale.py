@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.scale.measure import Figures
-from benchmarks.scale.page import growth, write_page
+from benchmarks.scale.page import above_linear, growth, write_page
 from benchmarks.scale.spec import write_spec
 from orchestrator.search import expected_trials, plan_trials
 from orchestrator.spec_io import load_spec
@@ -53,8 +53,26 @@ def test_growth_is_the_cost_of_one_more_trial():
 
 
 @pytest.mark.parametrize(
+    ("seconds", "above"),
+    [
+        ([15.0, 35.0, 235.0], 0.0),  # 0.22 s per trial
+        ([15.0, 35.0, 285.0], 0.0),  # a quarter more than that
+        ([15.0, 12.0, 60.0], 0.0),  # noise between the smaller ones
+        ([15.0, 35.0, 385.0], 50.0),
+        ([15.0, 12.0, 162.0], 100.0),
+    ],
+)
+def test_above_linear_is_what_neither_noise_nor_a_line_explains(seconds: list[float], above: float):
+    found = [figures(10), figures(100), figures(1000)]
+    assert above_linear(found, seconds) == pytest.approx(above)
+
+
+@pytest.mark.parametrize(
     ("slow", "says"),
-    [(0.0, "No stage grows faster than linearly"), (0.01, "Faster than linearly grow: report")],
+    [
+        (0.0, "No stage grows faster than linearly"),
+        (0.01, "Above a line through the smaller sizes lie report"),
+    ],
 )
 def test_the_page_tells_what_grows_faster_than_linearly(slow: float, says: str, tmp_path: Path):
     page = tmp_path / "scale.md"
