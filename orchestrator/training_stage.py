@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -222,8 +223,8 @@ class TrainingStage:
         available = cluster.wait_to_fit(resources, state.task.name, self.site.progress.line)
         names = {plan.key: f"{state.task.name} {plan.name}" for plan in state.plans}
         names |= {launch.key: name for name, launch in launches.items()}
-        if len(launches) > 1:
-            self.site.progress.line(f"{state.task.name}: {len(launches)} trainings to come")
+        if len(left) > 1:
+            self.site.progress.line(f"{state.task.name}: {len(left)} trainings to come")
         tuner = tune.Tuner(
             tune.with_resources(partial(tune_trial, train=self.site.train), {DRIVER: 1}),
             param_space={"launch": tune.grid_search([Fixed(asdict(v)) for v in launches.values()])},
@@ -246,6 +247,15 @@ class TrainingStage:
             results = tuner.fit()
         finally:
             signals.forget()
+        self._note_failures(state, results)
+
+    def _note_failures(self, state: TaskState, results: Iterable[Any]) -> None:
+        """Of what left no model and was not stopped early; the runs are ended, too.
+
+        Args:
+            state: Of the task; gets them.
+            results: Of Tune's trials.
+        """
         for result in results:
             launch, metrics = Launch(**(result.config or {})["launch"]), result.metrics or {}
             failure = metrics.get("failure")

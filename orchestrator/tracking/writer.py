@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from orchestrator.imports import imports_restored
 from orchestrator.records import RECORD, Int8, ModelRecord, Speed
 from orchestrator.tracking.journal import Stamped
 from orchestrator.tracking.patience import Patience, PatientClient
@@ -200,7 +201,6 @@ class RunWriter:
         import mlflow
 
         from orchestrator import flavor, serving
-        from orchestrator.imports import imports_restored
 
         known = self._logged_model(record.export_sha256)
         if known is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.draws import DRAWS, Draws
@@ -18,8 +19,12 @@ KEY = "0123456789abcdef"
 NOTE = f"{KEY}.json"
 
 
-def _layout() -> Layout:
-    return Layout.of("runs", "small")
+def _case(
+    what: str, made: Callable[[Path], None], reader: str, read: Callable[[], object]
+) -> BadInput:
+    return BadInput(
+        group=GROUP, what=what, made=made, reader=reader, read=lambda: str(read()), status=1
+    )
 
 
 def _note(what: str, change: Change) -> BadInput:
@@ -42,13 +47,8 @@ def _note(what: str, change: Change) -> BadInput:
         Notes(layout, "letters").passed(KEY, 80, passed)
         change(layout.stopping)
 
-    return BadInput(
-        group=GROUP,
-        what=f"a rung's note {what}",
-        made=made,
-        reader="read_notes",
-        read=lambda: str(read_notes(_layout())),
-        status=1,
+    return _case(
+        f"a rung's note {what}", made, "read_notes", lambda: read_notes(Layout.of("runs", "small"))
     )
 
 
@@ -57,13 +57,8 @@ def _draws(what: str, change: Change) -> BadInput:
         Draws(folder / DRAWS).batch("first", lambda: [{"density": 0.3}, {"density": 0.5}])
         change(folder)
 
-    return BadInput(
-        group=GROUP,
-        what=f"{DRAWS} {what}",
-        made=made,
-        reader="Draws",
-        read=lambda: str(Draws(Path.cwd() / DRAWS).batch("first", list)),
-        status=1,
+    return _case(
+        f"{DRAWS} {what}", made, "Draws", lambda: Draws(Path.cwd() / DRAWS).batch("first", list)
     )
 
 
@@ -85,14 +80,7 @@ def _warm(what: str, change: Change) -> BadInput:
         readings.save()
         change(folder)
 
-    return BadInput(
-        group=GROUP,
-        what=f"{EARLIER} {what}",
-        made=made,
-        reader="Readings",
-        read=lambda: str(Readings(Path.cwd() / EARLIER)),
-        status=1,
-    )
+    return _case(f"{EARLIER} {what}", made, "Readings", lambda: Readings(Path.cwd() / EARLIER))
 
 
 def _cut(content: bytes) -> bytes:
