@@ -14,7 +14,7 @@ from typing import Any
 
 from lowrank.export import WEIGHTS
 from orchestrator.campaign_records import Choice
-from orchestrator.disk import Usage, usage
+from orchestrator.disk import Disk, Usage
 from orchestrator.errors import CampaignError
 from orchestrator.freeable import Freeable, folders
 from orchestrator.layout import Layout
@@ -29,6 +29,10 @@ from orchestrator.weights import RELEASED, bring_back, release, released
 from orchestrator.wording import count
 
 logger = logging.getLogger(__name__)
+
+SPARE = 20
+"""From so many models on, one part in as many of the budget is freed beyond what is needed while
+more are to come: else the next one would need a look at the whole disk again, and so would all."""
 
 SAYS = {
     Stage.LEFTOVER: "leftovers",
@@ -57,7 +61,9 @@ class Housekeeping:
         self._keep = spec.retention.keep
         self._files = Freeable(spec=spec, layout=layout, tracking_uri=tracking.uri)
         self._copies: LoggedModels | None = None
-        self._data: set[str] = set()
+        self._disk = Disk(layout)
+        # what a ladder leaves at its end is of several models, and its trunk's states
+        self._knows_each = spec.search.ladder is None
         self._told = 0
 
     def start(self, data: Iterable[str]) -> None:
@@ -66,12 +72,14 @@ class Housekeeping:
         Args:
             data: Content hashes of the prepared data.
         """
-        self._data = set(data)
+        self._disk = Disk(self._layout, data)
         self._files.searches = {path.name for path in folders(self._layout.tune)}
         self._mend()
 
     def know(self, record: ModelRecord) -> None:
         """A model that is finished, or has been measured."""
+        if record.key not in self._files.records:
+            self._disk.wrote(record.key)
         self._files.records[record.key] = record
 
     def ended(self, key: str, result: Mapping[str, Any]) -> None:
@@ -82,10 +90,11 @@ class Housekeeping:
             result: Its last report: `failure` or `stopped` if there is no model, `unrecorded` if
                 its run is still to be written.
         """
+        self._disk.wrote(key)
         if result.get("failure") or result.get("stopped"):
             self._files.failed.add(key)
         elif not result.get("unrecorded") and (record := self._files.record_of(key)) is not None:
-            self.know(record)
+            self._files.records[key] = record
 
     def is_gone(self, key: str) -> bool:
         """Whether a model's weights were given up."""
@@ -101,9 +110,10 @@ class Housekeeping:
         if released(self._layout.model(record.key)) is not None:
             logged = self._logged(self._tracking.patience)
             bring_back(record, self._layout.model(record.key), logged.fetch)
+            self._disk.wrote(record.key)
 
     def usage(self) -> Usage:
-        return usage(self._layout, self._data)
+        return self._disk.look()
 
     def settle(
         self, running: Collection[str] = (), side_by_side: int = 0, used: Collection[str] = ()
@@ -117,10 +127,12 @@ class Housekeeping:
         """
         if self.budget is None:
             return
+        target = max(0, self.budget - self._room(min(side_by_side, len(running))))
+        if self._knows_each and self._disk.most <= target:
+            return
         self._files.running, self._files.used = set(running), set(used)
         now = self.usage().total
-        target = max(0, self.budget - self._room(min(side_by_side, len(running))))
-        self._warn(self._free_to(target) if now > target else now)
+        self._warn(self._free_to(target, now) if now > target else now)
 
     def close(self, choices: Mapping[str, Choice]) -> None:
         """At the end of a campaign: what nobody asks for any more may go as well.
@@ -138,12 +150,15 @@ class Housekeeping:
         each = [training_bytes(s.num_parameters, s.num_prunable, self._snapshots) for s in sizes]
         return trainings * max(each, default=0)
 
-    def _free_to(self, target: int) -> int:
+    def _free_to(self, target: int, before: int) -> int:
         """Returns the bytes in use afterwards."""
+        assert self.budget is not None
+        if self._files.choices is None and len(self._files.records) >= SPARE:
+            target = max(0, target - self.budget // SPARE)
         # a store that is away must not hold up what trains: the next time is soon enough
         self._copies = self._copies or self._logged(Patience(self._tracking.uri, SHORT_WAIT_S))
         gone: list[Item] = []
-        now = before = self.usage().total
+        now = before
         try:
             # more than once, for notes of what went take room too
             while chosen := to_free(self._files.items(self._copies), now, target):
@@ -162,7 +177,7 @@ class Housekeeping:
             parts = [f"{counts[stage]} {SAYS[stage]}" for stage in Stage if counts[stage]]
             self._say(
                 f"retention: {count(before - now, 'B')} freed ({', '.join(parts)}), "
-                f"{count(now, 'B')} of {count(self.budget or 0, 'B')} in use"
+                f"{count(now, 'B')} of {count(self.budget, 'B')} in use"
             )
         return now
 
