@@ -37,8 +37,9 @@ from orchestrator.spec_io import dump_spec
 from orchestrator.spec_search import ComparedMethod
 from orchestrator.tasks import make_task
 from orchestrator.tracking import Tracking, TrackingAway, default_tracking_uri
+from orchestrator.train_run import train_on_workers
 from orchestrator.training_stage import TrainingStage
-from orchestrator.trial import Train, train_on_workers
+from orchestrator.trial import Train
 from orchestrator.warming import read_earlier
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from orchestrator.spec import CampaignSpec
 from orchestrator.spec_tasks import AnyTask
 from orchestrator.stopping.rungs import Rungs
 from orchestrator.tracking import Tracking
-from orchestrator.trial import Train, train_on_workers
+from orchestrator.train_run import train_on_workers
+from orchestrator.trial import Train
 
 
 @dataclass(kw_only=True)

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 ON_A_CLUSTER = """
 import json, os, socket, sys, threading, time
 from pathlib import Path
-from orchestrator import cluster as campaigns, trial
+from orchestrator import cluster as campaigns, train_run
 from orchestrator.launch import Launch
 campaigns.set_environment()
 import ray
@@ -36,7 +36,7 @@ def work(given):
     from pathlib import Path
     from orchestrator import resume
     from orchestrator.steps import Steps
-    from orchestrator.trial import worker
+    from orchestrator.train_run import worker
 
     resume.INTERVAL_S = 1e9  # no other state than that of the notice
     take = Steps.take
@@ -53,7 +53,7 @@ def work(given):
     Steps.take = logged
     return worker(given)
 
-trial.worker = work
+train_run.worker = work
 with socket.socket() as probe:
     probe.bind(("", 0))
     port = probe.getsockname()[1]
@@ -63,7 +63,7 @@ cluster.add_node(num_cpus=1, labels={"group": "old"})
 ray.init(address=cluster.address, log_to_driver=False)
 launch = Launch(**config["launch"])
 results = []
-thread = threading.Thread(target=lambda: results.append(trial.train_on_workers(launch, [])))
+thread = threading.Thread(target=lambda: results.append(train_run.train_on_workers(launch, [])))
 thread.start()
 while not Path(log).exists():
     assert thread.is_alive()

@@ -27,7 +27,7 @@ os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "5"
 
 def attempt(config):
     from pathlib import Path
-    from orchestrator import trial
+    from orchestrator import train_run
     from orchestrator.launch import Launch
 
     def work(given):
@@ -60,8 +60,8 @@ def attempt(config):
             run_job(Job(**given["job"]), Mortal(watchdog))
         return {"failure": None}
 
-    trial.worker = work
-    trial.train_on_workers(Launch(**config["launch"]), [])
+    train_run.worker = work
+    train_run.train_on_workers(Launch(**config["launch"]), [])
 
 def processes(title):
     found = {}

@@ -18,6 +18,7 @@ from orchestrator.earlier import EarlierTrial
 from orchestrator.errors import TrialError
 from orchestrator.housekeeping import Housekeeping
 from orchestrator.ladder_stage import models_above
+from orchestrator.launch import Launch
 from orchestrator.layout import Layout
 from orchestrator.progress import Progress
 from orchestrator.records import RECORD, ModelRecord
@@ -25,7 +26,6 @@ from orchestrator.search import expected_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.stopping.notes import read_notes
 from orchestrator.training_stage import TrainingStage
-from orchestrator.trial import Launch
 from orchestrator.weights import release
 from tests.orchestrator.record_factory import make_dense, make_trial
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from orchestrator.snapshot import Snapshot, SnapshotStore
-from orchestrator.trial import MAX_IN_VAIN, _Attempts
+from orchestrator.train_run import MAX_IN_VAIN, _Attempts
 
 
 def advance(states: SnapshotStore, step: int) -> None:
