@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -191,10 +191,6 @@ class TrainingStage:
 
     def run_trials(self, state: TaskState, launches: dict[str, Launch]) -> None:
         """Tune runs one trial per launch; failures are kept with their reason."""
-        from ray import tune
-
-        from orchestrator.stopping.scheduler import FrontScheduler
-
         rungs, signals = state.rungs, Signals()
         if rungs is not None:
             launches = {
@@ -225,11 +221,33 @@ class TrainingStage:
         names |= {launch.key: name for name, launch in launches.items()}
         if len(left) > 1:
             self.site.progress.line(f"{state.task.name}: {len(left)} trainings to come")
-        tuner = tune.Tuner(
+        callback = tune_callback(self.site.progress, names, ended)
+        at_once = concurrent_trials(resources, available)
+        try:
+            results = self._tuner(state, launches, callback, at_once, signals).fit()
+        finally:
+            signals.forget()
+        self._note_failures(state, results)
+
+    def _tuner(
+        self,
+        state: TaskState,
+        launches: Mapping[str, Launch],
+        callback: Any,
+        at_once: int,
+        signals: Signals,
+    ) -> Any:
+        """Tune, with one trial per launch."""
+        from ray import tune
+
+        from orchestrator.stopping.scheduler import FrontScheduler
+
+        rungs = state.rungs
+        return tune.Tuner(
             tune.with_resources(partial(tune_trial, train=self.site.train), {DRIVER: 1}),
             param_space={"launch": tune.grid_search([Fixed(asdict(v)) for v in launches.values()])},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=concurrent_trials(resources, available),
+                max_concurrent_trials=at_once,
                 # a process takes longer to start and import than a trial's bookkeeping takes
                 reuse_actors=True,
                 scheduler=None if rungs is None else FrontScheduler(rungs, signals),
@@ -239,15 +257,10 @@ class TrainingStage:
                 name=f"{state.task.name}-{int(time.time())}",
                 storage_path=str(self.site.layout.tune),
                 failure_config=tune.FailureConfig(max_failures=MAX_LOST_TRIALS),
-                callbacks=[tune_callback(self.site.progress, names, ended)],
+                callbacks=[callback],
                 verbose=0,
             ),
         )
-        try:
-            results = tuner.fit()
-        finally:
-            signals.forget()
-        self._note_failures(state, results)
 
     def _note_failures(self, state: TaskState, results: Iterable[Any]) -> None:
         """Of what left no model and was not stopped early; the runs are ended, too.
