@@ -29,10 +29,11 @@ from lowrank.contract import (
 )
 from lowrank.counting import Densities, Size
 from lowrank.errors import ExportError
-from lowrank.export import WEIGHTS, num_stored_parameters, read_manifest, sha256_of
+from lowrank.export import WEIGHTS, num_stored_parameters, sha256_of
 from lowrank.folded import save_folded
 from lowrank.graphs import PROGRAM, input_names, save_program, traceable
 from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
+from lowrank.manifest import read_manifest
 from lowrank.onnx import GRAPH, check_installed, num_stored_floats, save_onnx
 from lowrank.pivoted import PivotedLinear
 from lowrank.pivoting import pivoted

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from lowrank.errors import ExportError, first_line
-from lowrank.export import check_keys, load, named_as_in_model, read_manifest, save
+from lowrank.export import check_keys, load, save
 from lowrank.forms import described_layers, restructured
 from lowrank.linear import LowRankLinear
+from lowrank.manifest import named_as_in_model, read_manifest
 from lowrank.models import register
 from lowrank.plain_json import read_json
 

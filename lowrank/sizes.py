@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from lowrank.counting import Densities, Size, macs_per_token, num_matrix_parameters
 from lowrank.errors import ExportError
-from lowrank.export import WEIGHTS, distinct_tensors, num_stored_parameters, read_manifest
+from lowrank.export import WEIGHTS, distinct_tensors, num_stored_parameters
 from lowrank.forms import described_layers
 from lowrank.graphs import example_inputs, longest_input
 from lowrank.hf import load_pretrained
+from lowrank.manifest import read_manifest
 
 COUNT_LENGTH = 128
 """Tokens of the one sequence on which multiply-accumulates are counted, or the model's limit: that

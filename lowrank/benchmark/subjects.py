@@ -16,10 +16,10 @@ from lowrank.benchmark.presets import Kind, build, kind_of_auto_class, read_conf
 from lowrank.counting import num_matrix_parameters, num_parameters
 from lowrank.density import LayerShape, check_density
 from lowrank.errors import LowRankError
-from lowrank.export import read_manifest
 from lowrank.forms import described_layers
 from lowrank.hf import load_pretrained
 from lowrank.linear import LowRankLinear, layer_shape
+from lowrank.manifest import read_manifest
 from lowrank.surgery import find_layers, replace_layers
 
 HEADS = ("*classifier*", "*pooler*", "*lm_head*", "*score*")

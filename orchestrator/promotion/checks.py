@@ -91,7 +91,7 @@ def _broken_contract(folder: Path, model: Any) -> str | None:
     import lowrank.auto  # noqa: F401 - the registration
     from lowrank.contract import check_answers, load_reference
     from lowrank.errors import ExportError
-    from lowrank.export import read_manifest
+    from lowrank.manifest import read_manifest
 
     try:
         reference = load_reference(folder)

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from lowrank import FixedRank, Pruner
 from lowrank.conversion import NOTE, verify_export
-from lowrank.export import MANIFEST, WEIGHTS, save, sha256_of
+from lowrank.export import WEIGHTS, save, sha256_of
 from lowrank.hf import save_pretrained
+from lowrank.manifest import MANIFEST
 from lowrank.methods.start import Start
 from tests.bad_inputs.case import BadInput, command
 from tests.bad_inputs.pretrained import with_code

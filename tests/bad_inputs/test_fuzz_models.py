@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank import ExportError, load, save
-from lowrank.export import MANIFEST, WEIGHTS
+from lowrank.export import WEIGHTS
 from lowrank.hf import load_pretrained
+from lowrank.manifest import MANIFEST
 from orchestrator.campaign_records import CampaignResult
 from orchestrator.records import ModelRecord, RecordError
 from orchestrator.snapshot import FACTS, TENSORS, Snapshot, SnapshotError, SnapshotStore

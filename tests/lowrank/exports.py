@@ -15,11 +15,8 @@ from lowrank import (
     Pruner,
     load,
 )
-from lowrank.export import (
-    MANIFEST,
-    WEIGHTS,
-    sha256_of,
-)
+from lowrank.export import WEIGHTS, sha256_of
+from lowrank.manifest import MANIFEST
 from tests.lowrank import mlp, scramble_gates
 
 

@@ -24,8 +24,9 @@ from lowrank import (
 from lowrank.counting import macs_per_token, num_matrix_parameters, num_parameters
 from lowrank.currency import positions_per_token
 from lowrank.density import FactoredShape
-from lowrank.export import num_stored_parameters, read_manifest
+from lowrank.export import num_stored_parameters
 from lowrank.hf import load_pretrained, save_pretrained
+from lowrank.manifest import read_manifest
 from lowrank.models import register
 from lowrank.moments import MomentSums, collect_moments
 from lowrank.prunable import PrunableTable

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import lowrank.auto
 from lowrank import Adaptive, ExportError, Pruner, collect_moments, find_layers
-from lowrank.export import read_manifest
 from lowrank.hf import save_pretrained
+from lowrank.manifest import read_manifest
 from tests.lowrank import relative_error
 from tests.lowrank.architectures import (
     ARCHITECTURES,

@@ -12,8 +12,8 @@ import torch
 from lowrank import ExportError
 from lowrank.contract import REFERENCE, load_reference, reference_of, save_reference
 from lowrank.conversion import FORMS, NOTE, WEIGHT_FILES, convert, read_note, verify_export
-from lowrank.export import MANIFEST, read_manifest
 from lowrank.hf import save_pretrained
+from lowrank.manifest import MANIFEST, read_manifest
 from tests.lowrank.test_auto import compacted
 
 KIND = "gpt2 with embedding"

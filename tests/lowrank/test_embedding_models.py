@@ -24,8 +24,9 @@ from lowrank import (
     find_layers,
 )
 from lowrank.counting import num_matrix_parameters, num_parameters
-from lowrank.export import MANIFEST, num_stored_parameters, read_manifest
+from lowrank.export import num_stored_parameters
 from lowrank.hf import load_pretrained, resize_token_embeddings, save_pretrained
+from lowrank.manifest import MANIFEST, read_manifest
 from tests.lowrank import relative_error, scramble_gates, tiny_bert, tiny_gpt2, token_ids
 from tests.lowrank.embeddings import TOKENS, WIDTH, embedding_pruner, tiny_llama
 

@@ -20,13 +20,8 @@ from lowrank import (
     save,
 )
 from lowrank.counting import num_parameters
-from lowrank.export import (
-    MANIFEST,
-    WEIGHTS,
-    is_finite,
-    num_stored_parameters,
-    read_manifest,
-)
+from lowrank.export import WEIGHTS, is_finite, num_stored_parameters
+from lowrank.manifest import MANIFEST, read_manifest
 from tests.lowrank import mlp, tiny_bert, tiny_gpt2, token_ids
 from tests.lowrank.exports import Tied, assert_same, edit_manifest, edit_weights, pruned, refuses
 

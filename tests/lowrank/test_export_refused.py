@@ -16,10 +16,8 @@ from lowrank import (
     load,
     save,
 )
-from lowrank.export import (
-    MANIFEST,
-    WEIGHTS,
-)
+from lowrank.export import WEIGHTS
+from lowrank.manifest import MANIFEST
 from tests.lowrank import mlp, tiny_bert
 from tests.lowrank.exports import Tied, assert_same, edit_manifest, edit_weights, refuses
 

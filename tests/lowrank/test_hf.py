@@ -11,8 +11,9 @@ import torch
 
 from lowrank import ExportError, FlopL0, Pruner
 from lowrank.counting import num_parameters
-from lowrank.export import MANIFEST, num_stored_parameters, read_manifest
+from lowrank.export import num_stored_parameters
 from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
+from lowrank.manifest import MANIFEST, read_manifest
 from tests.lowrank import scramble_gates, tiny_bert, tiny_gpt2, token_ids
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from lowrank import ExportError, HeadsFfn, LayerShape, Pruner, SurgeryError, save
-from lowrank.export import MANIFEST, load, read_manifest
+from lowrank.export import load
 from lowrank.linear import dense_weight
+from lowrank.manifest import MANIFEST, read_manifest
 from lowrank.narrow import full_shape, narrow_linear, narrowed, set_head_counts
 from tests.lowrank import mlp
 from tests.lowrank.transformers_zoo import EXCLUDE, HEADS, build, logits

@@ -17,10 +17,11 @@ from lowrank.counting import num_matrix_parameters, num_parameters
 from lowrank.currency import Latency, TableCost
 from lowrank.density import LayerShape
 from lowrank.errors import LowRankError, SurgeryError
-from lowrank.export import num_stored_parameters, read_manifest
+from lowrank.export import num_stored_parameters
 from lowrank.gate import HardConcreteGate
 from lowrank.hf import load_pretrained, save_pretrained
 from lowrank.linear import layer_shape
+from lowrank.manifest import read_manifest
 from lowrank.methods import FixedRank, FlopL0
 from lowrank.pruner import Pruner
 from lowrank.surgery import find_layers

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from lowrank.errors import DensityError, ExportError, SurgeryError
-from lowrank.export import read_manifest
 from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
+from lowrank.manifest import read_manifest
 from orchestrator import compression, export_model, train_loop
 from orchestrator.errors import ModelError, TrialError
 from orchestrator.export_model import with_densities
