@@ -8,7 +8,6 @@ executed. Anchors and aliases work within a budget.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,71 +15,16 @@ from typing import Any
 import yaml
 
 from orchestrator.errors import SpecError
+from orchestrator.yaml_dialect import MAX_DEPTH, TAG, Dumper, Loader, TooDeepError
 
 MAX_BYTES = 1_000_000
 """A spec is written by a person; a megabyte is a data file handed over by mistake."""
 MAX_VALUES = 100_000
 """After aliases are expanded: ten aliases of ten aliases, nine levels deep, are a billion."""
-MAX_DEPTH = 40
 _DEPTH_RULE = f"blocks must not nest deeper than {MAX_DEPTH} levels"
 
 Place = tuple[str | int, ...]
 """Keys and list indices from the root: `("tasks", 0, "name")`."""
-
-_DIGITS = r"(?:0|[1-9](?:_?[0-9])*)"
-"""No leading zero: YAML 1.1 reads `010` as 8, YAML 1.2 as 10, so here it stays text."""
-_EXPONENT = r"[eE][-+]?[0-9]+"
-_RESOLVERS = [
-    ("null", r"~|null|", ["~", "n", ""]),
-    ("bool", r"true|True|false|False", list("tTfF")),
-    ("int", rf"[-+]?{_DIGITS}", list("-+0123456789")),
-    (
-        "float",
-        rf"[-+]?(?:{_DIGITS}\.[0-9]*|\.[0-9]+)(?:{_EXPONENT})?|[-+]?{_DIGITS}{_EXPONENT}"
-        r"|[-+]?\.inf|\.nan",
-        list("-+.0123456789"),
-    ),
-]
-_TAG = "tag:yaml.org,2002:"
-
-
-class _TooDeep(Exception):
-    """Blocks in blocks, beyond the limit; with the line."""
-
-
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
-    _depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        # not left to the interpreter's own limit, which any library in the process may have raised
-        if self._depth > MAX_DEPTH:
-            raise _TooDeep(self.peek_event().start_mark.line + 1)
-        self._depth += 1
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self._depth -= 1
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes every text that either this loader or one of YAML 1.1 would take for a number."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-    def represent_text(self, text: str) -> yaml.ScalarNode:
-        # between single quotes the emitter loses a line break of Unicode
-        style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
-        return self.represent_scalar(_TAG + "str", text, style=style)
-
-
-for _name, _pattern, _first in _RESOLVERS:
-    _regexp = re.compile(rf"(?:{_pattern})\Z")
-    _Loader.add_implicit_resolver(_TAG + _name, _regexp, _first)
-    _Dumper.add_implicit_resolver(_TAG + _name, _regexp, _first)
-_Dumper.add_representer(str, _Dumper.represent_text)
-_Loader.add_implicit_resolver(_TAG + "merge", re.compile(r"<<\Z"), ["<"])
 
 
 @dataclass
@@ -134,7 +78,7 @@ def parse(text: str, source: str) -> Document:
         SpecError: With every duplicate key, or the first syntax error.
     """
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error, source) from error
     except yaml.reader.ReaderError as error:
@@ -143,7 +87,7 @@ def parse(text: str, source: str) -> Document:
         raise SpecError(source, line, [problem]) from error
     except (ValueError, OverflowError) as error:  # an escape beyond Unicode, "\\U00110000"
         raise SpecError(source, None, [f"{source}: not valid YAML: {error}"]) from error
-    except _TooDeep as error:
+    except TooDeepError as error:
         (line,) = error.args
         problem = f"{source}:{line}: {_DEPTH_RULE}"
         raise SpecError(source, line, [problem]) from error
@@ -157,7 +101,7 @@ def parse(text: str, source: str) -> Document:
 
 def dump(data: Any) -> str:
     """YAML text that `parse` reads back as the same values."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _read_text(path: Path) -> str:
@@ -215,7 +159,7 @@ class _Builder:
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
         expected = "seq" if isinstance(node, yaml.SequenceNode) else "map"
-        if node.tag != _TAG + expected:
+        if node.tag != TAG + expected:
             self._report(node, f"the tag {_short(node.tag)} is not supported")
             return None
         if isinstance(node, yaml.SequenceNode):
@@ -242,12 +186,12 @@ class _Builder:
 
     def _mapping(self, node: yaml.Node, place: Place, depth: int = 0) -> dict[str, Any]:
         """Values of a mapping; its own keys win over those merged with `<<`."""
-        own = [pair for pair in node.value if pair[0].tag != _TAG + "merge"]
+        own = [pair for pair in node.value if pair[0].tag != TAG + "merge"]
         result = self._merged_blocks(node, place, depth) if len(own) < len(node.value) else {}
         lines: dict[str, int] = {}
         for key_node, value_node in own:
             key = key_node.value
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _TAG + "str":
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != TAG + "str":
                 self._report(key_node, f"keys must be text, got {_key_text(key_node)}")
             elif key in lines:
                 self._report(key_node, f"key `{key}` is given twice, first in line {lines[key]}")
@@ -261,7 +205,7 @@ class _Builder:
     def _merged_blocks(self, node: yaml.Node, place: Place, depth: int) -> dict[str, Any]:
         """What the `<<` keys bring in; of several blocks the first wins, as in YAML."""
         result: dict[str, Any] = {}
-        sources = [value for key, value in node.value if key.tag == _TAG + "merge"]
+        sources = [value for key, value in node.value if key.tag == TAG + "merge"]
         for source in sources:
             many = isinstance(source, yaml.SequenceNode)
             for block in reversed(source.value if many else [source]):
@@ -285,7 +229,7 @@ def forget(origins: dict[Place, int | str], place: Place) -> None:
 
 
 def _scalar_value(node: yaml.ScalarNode) -> Any:
-    text, kind = node.value, node.tag.removeprefix(_TAG)
+    text, kind = node.value, node.tag.removeprefix(TAG)
     if kind == "str":
         if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ValueError("must be text without halves of surrogate pairs")
@@ -317,7 +261,7 @@ def _key_text(node: yaml.Node) -> str:
 
 
 def _short(tag: str) -> str:
-    return tag.replace(_TAG, "!!")
+    return tag.replace(TAG, "!!")
 
 
 def _line(node: yaml.Node) -> int:
