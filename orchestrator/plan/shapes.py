@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import lowrank
+from lowrank.density import LayerShape
 from lowrank.export import distinct_tensors
 from lowrank.prunable import prunable_shape
 from lowrank.sizes import file_size
@@ -61,50 +64,30 @@ def shapes_profile(
     sources = sum(path.stat().st_size for path in folder.rglob("*.py"))
     method = spec.method_of(task)
     layers = find_layers(model, method.include, method.exclude, method.embeddings).layers
-    prunable = sum(prunable_shape(layer).num_dense for layer in layers.values())
+    shapes = [prunable_shape(layer) for layer in layers.values()]
+    pruned = 4 * sum(shape.num_dense for shape in shapes)
     tensors, _ = distinct_tensors(model)
-    weights, kept = file_size(tensors), model_bytes(model)
-    pruned = 4 * prunable
-    outputs = task.kind == "language-modelling"
-    logits = 4 * ANSWERED_TOKENS * data.vocab_size if outputs else 4 * ANSWERED_TOKENS
-    beside = size_of(data.tokenizer_folder) + logits
-    beside += DESCRIPTION_BYTES + TENSOR_BYTES * len(tensors)
+    kept = model_bytes(model)
     resting, training = (state_bytes(model, best, work.workers) for best in (False, True))
-
-    def cost(
-        setting: str, density: float, states: dict[str, float], stored: float = 1.0
-    ) -> JobCost:
-        is_trial = setting != DENSE
-        return JobCost(
-            setting=setting,
-            density=density,
-            setup_s=Range(),
-            step_s={},
-            projection_s=Range(),
-            export_s=Range(),
-            validation_s={},
-            test_s=Range(),
-            model_bytes={},
-            # in proportion to the weights
-            state_bytes={phase: round(size) for phase, size in states.items()},
-            weights_bytes=round(weights - (1 - stored) * pruned)
-            + FACTOR_BYTES * len(layers) * is_trial,
-            export_bytes=beside + FORM_BYTES * len(layers) * is_trial,
-            record_bytes=RECORD_BYTES + (METHOD_BYTES + len(layers) * LAYER_BYTES) * is_trial,
-            point_bytes=TRIAL_POINT_BYTES if is_trial else POINT_BYTES,
-            memory_bytes=0,
-        )
-
-    costs = [cost(DENSE, 1.0, {DENSE: training})]
+    export = _Export(
+        weights=file_size(tensors),
+        pruned=pruned,
+        beside=size_of(data.tokenizer_folder)
+        + DESCRIPTION_BYTES
+        + TENSOR_BYTES * len(tensors)
+        + 4 * ANSWERED_TOKENS * (data.vocab_size if task.kind == "language-modelling" else 1),
+        layers=len(layers),
+    )
+    costs = [export.cost(DENSE, 1.0, {DENSE: training})]
     for trial in work.trials:
         if any(c.setting == trial.setting and c.density == trial.density for c in costs):
             continue
         zeros = trial.method["kind"] == "agp" and trial.method["granularity"] in ZEROS
         stored = 1.0 if zeros else trial.density
         part = 1 - (1 - stored) * pruned / kept
-        begins = 1 + (start_density(trial, layers) - 1) * pruned / kept
+        begins = 1 + (start_density(trial, shapes) - 1) * pruned / kept
         states = {GATED: begins * resting, FINETUNE: part * training}
-        costs.append(cost(trial.setting, trial.density, states, stored))
+        costs.append(export.cost(trial.setting, trial.density, states, stored))
     return TaskProfile(
         described=described,
         costs=costs,
@@ -116,14 +99,58 @@ def shapes_profile(
     )
 
 
-def start_density(trial: ModelWork, layers: dict[str, nn.Module]) -> float:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Export:
+    """Bytes of a dense model's export, and what of it is pruned."""
+
+    weights: int
+    pruned: int
+    """Of the matched matrices."""
+    beside: int
+    """Of all files but the weights."""
+    layers: int
+
+    def cost(
+        self, setting: str, density: float, states: dict[str, float], stored: float = 1.0
+    ) -> JobCost:
+        """Of one kind of training.
+
+        Args:
+            setting: Of the method, or DENSE.
+            density: Of the matched matrices.
+            states: Phase -> bytes of a state in it.
+            stored: Part of the matched matrices that is in the file.
+        """
+        layers = 0 if setting == DENSE else self.layers
+        trial_bytes = 0 if setting == DENSE else METHOD_BYTES + layers * LAYER_BYTES
+        # in proportion to the weights
+        weights = round(self.weights - (1 - stored) * self.pruned)
+        return JobCost(
+            setting=setting,
+            density=density,
+            setup_s=Range(),
+            step_s={},
+            projection_s=Range(),
+            export_s=Range(),
+            validation_s={},
+            test_s=Range(),
+            model_bytes={},
+            state_bytes={phase: round(size) for phase, size in states.items()},
+            weights_bytes=weights + FACTOR_BYTES * layers,
+            export_bytes=self.beside + FORM_BYTES * layers,
+            record_bytes=RECORD_BYTES + trial_bytes,
+            point_bytes=POINT_BYTES if setting == DENSE else TRIAL_POINT_BYTES,
+            memory_bytes=0,
+        )
+
+
+def start_density(trial: ModelWork, shapes: Sequence[LayerShape]) -> float:
     """Parameters of the pruned matrices at the start of a trial, of the dense ones."""
     kind, method = trial.method["kind"], trial.method
     if kind == "adaptive":
         return float(min(1.0, method["start_excess"] * trial.density))
     full_rank = method.get("start_rank") != "break-even" and kind in ("flop-l0", "flop-agp")
     if kind == "faithful" or full_rank:
-        shapes = [prunable_shape(layer) for layer in layers.values()]
         factors = sum(shape.full_rank * shape.num_per_component for shape in shapes)
         return factors / sum(shape.num_dense for shape in shapes)
     if kind == "low-rank":

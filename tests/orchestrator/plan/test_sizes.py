@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from lowrank.export import WEIGHTS
+from lowrank.prunable import prunable_shape
+from lowrank.surgery import find_layers
 from orchestrator import resume
 from orchestrator.job import Job
 from orchestrator.layout import Layout
@@ -119,9 +121,8 @@ def test_models_from_shapes_are_within_a_tenth_of_the_exported(either: Family):
 
 def test_the_start_of_each_method(lm: Family):
     model = build_model(lm.task, lm.data, 0)
-    from lowrank.surgery import find_layers
-
     layers = find_layers(model, ["*"], ["*lm_head*"], False).layers
+    shapes = [prunable_shape(layer) for layer in layers.values()]
 
     def start(**fields: Any) -> float:
         spec = campaign(
@@ -129,7 +130,7 @@ def test_the_start_of_each_method(lm: Family):
             method={"steps": 12} | fields,
             search={"density": [0.3]},
         )
-        return start_density(task_work(spec, spec.tasks[0]).trials[0], layers)
+        return start_density(task_work(spec, spec.tasks[0]).trials[0], shapes)
 
     assert start(kind="adaptive") == pytest.approx(0.6)
     assert start(kind="flop-l0", start_rank="break-even") == 1.0
