@@ -28,12 +28,13 @@ from lowrank.hf import load_pretrained
 from lowrank.linear import dense_weight, layer_shape
 from lowrank.schedule import warmup_cosine
 from lowrank.surgery import find_layers, replace_layers
+from lowrank.weight_groups import weight_groups
 from orchestrator.data.prepare import prepare_data
 from orchestrator.layout import Layout
 from orchestrator.models import resolve_pretrained
 from orchestrator.spec_io import load_spec
 from orchestrator.tasks import TrainingTask, make_task
-from orchestrator.training import evaluate, weight_groups
+from orchestrator.training import evaluate
 from orchestrator.workers import LocalWorkers
 
 
@@ -107,7 +108,7 @@ def train(
     known = {id(mask) for mask in masks}
     groups = [
         group | {"params": [p for p in group["params"] if id(p) not in known]}
-        for group in weight_groups(model, options.learning_rate, 0.01)
+        for group in weight_groups(model.parameters(), options.learning_rate, 0.01)
     ]
     # decay apart from Adam's moments, as in our own loop: within them it drowns clipped gradients
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))

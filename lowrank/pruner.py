@@ -35,6 +35,7 @@ from lowrank.shrinking import (
     of_the_start,
 )
 from lowrank.surgery import find_layers, replace_layers
+from lowrank.weight_groups import weight_groups
 
 logger = logging.getLogger(__name__)
 
@@ -153,15 +154,8 @@ class Pruner:
         """
         gates = [] if self.finished else self.control.gate_parameters()
         known = {id(gate) for gate in (*gates, *self.control.own_parameters)}
-        rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in known]
-        groups: list[dict[str, Any]] = [
-            {
-                "params": [p for p in rest if p.ndim > 1],
-                "lr": learning_rate,
-                "weight_decay": weight_decay,
-            },
-            {"params": [p for p in rest if p.ndim <= 1], "lr": learning_rate, "weight_decay": 0.0},
-        ]
+        rest = [p for p in self.model.parameters() if id(p) not in known]
+        groups = weight_groups(rest, learning_rate, weight_decay)
         if gates:
             rate = self.control.gate_lr
             groups.append({"params": gates, "lr": rate, "weight_decay": 0.0, "eps": 1e-12})

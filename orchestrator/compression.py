@@ -15,6 +15,7 @@ from lowrank.moments import InputMoments, collect_moments
 from lowrank.projection import Projection
 from lowrank.pruner import Pruner
 from lowrank.surgery import find_layers
+from lowrank.weight_groups import weight_groups
 from orchestrator.export_model import Trained
 from orchestrator.job import Job
 from orchestrator.methods import make_currency, make_method
@@ -22,7 +23,7 @@ from orchestrator.model_check import check_pass
 from orchestrator.resume import Keeper
 from orchestrator.stretch import Recorder, Stretch
 from orchestrator.tasks import Distillation, TrainingTask
-from orchestrator.training import evaluate, train, weight_groups
+from orchestrator.training import evaluate, train
 from orchestrator.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def recover(
     """Training of the small model of a finished pruner."""
     recorder.realized_density = keeper.facts.get("projection", {}).get("realized_density")
     rate, decay = job.method_spec.finetune_learning_rate, job.task_spec.dense.weight_decay
-    groups = weight_groups(pruner.model, rate, decay)
+    groups = weight_groups(pruner.model.parameters(), rate, decay)
     train(pruner.model, groups, task, workers, finetune, recorder, keeper)
     return Trained(model=pruner.model, prunable=list(pruner.shapes), **keeper.facts)
 

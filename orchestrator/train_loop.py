@@ -19,6 +19,7 @@ from lowrank.hf import load_pretrained
 from lowrank.methods import FixedRank, Start
 from lowrank.pruner import Pruner
 from lowrank.surgery import find_layers
+from lowrank.weight_groups import weight_groups
 from orchestrator.bucket.kept import states_at
 from orchestrator.chain import link
 from orchestrator.compression import compress, make_distillation, make_stretch
@@ -35,7 +36,7 @@ from orchestrator.resume import Keeper
 from orchestrator.small_model import narrower_config
 from orchestrator.stretch import Recorder, Stretch
 from orchestrator.tasks import TrainingTask, make_task
-from orchestrator.training import train, weight_groups
+from orchestrator.training import train
 from orchestrator.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ def _train_dense(
         precision=spec.precision,
         keep_best=True,
     )
-    groups = weight_groups(model, spec.dense.learning_rate, spec.dense.weight_decay)
+    groups = weight_groups(model.parameters(), spec.dense.learning_rate, spec.dense.weight_decay)
     train(model, groups, task, workers, stretch, recorder, keeper)
     return Trained(model=model, prunable=prunable)
 
@@ -187,6 +188,8 @@ def _train_small(
     stretch = make_stretch(
         job, make_distillation(job, workers), 0, steps, keep_best=True, phase="from-scratch"
     )
-    groups = weight_groups(model, method.finetune_learning_rate, spec.dense.weight_decay)
+    groups = weight_groups(
+        model.parameters(), method.finetune_learning_rate, spec.dense.weight_decay
+    )
     train(model, groups, task, workers, stretch, recorder, keeper)
     return Trained(model=model, prunable=list(layers))

@@ -108,25 +108,6 @@ def evaluate(
     return task.combine(workers.gather(shard), split)
 
 
-def weight_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float
-) -> list[dict[str, Any]]:
-    """AdamW groups of a model without gates: matrices decay, vectors do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {
-            "params": [p for p in parameters if p.ndim > 1],
-            "lr": learning_rate,
-            "weight_decay": weight_decay,
-        },
-        {
-            "params": [p for p in parameters if p.ndim <= 1],
-            "lr": learning_rate,
-            "weight_decay": 0.0,
-        },
-    ]
-
-
 def freeze_unused(model: nn.Module, task: TrainingTask, workers: Workers) -> list[str]:
     """Freeze parameters that the loss does not reach, found by one backward pass.
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lowrank.hf import load_pretrained
+from lowrank.weight_groups import weight_groups
 from orchestrator import elastic
 from orchestrator.errors import CampaignError, ClusterError
 from orchestrator.room import DRIVER, check_fits, concurrent_trials
@@ -24,7 +25,6 @@ from orchestrator.steps import Steps, share_of_mean
 from orchestrator.stretch import Stretch
 from orchestrator.tasks import Distillation, TrainingTask, make_task
 from orchestrator.tasks.recurrent import RecurrentLanguageModellingTask
-from orchestrator.training import weight_groups
 from orchestrator.trial_keys import dense_key
 from orchestrator.workers import LocalWorkers
 from tests.orchestrator.small import Family, docs_task
@@ -260,6 +260,8 @@ def test_a_step_counts_its_share(classes: Family):
             taken.append(3 * 3 / 8 * share.detach())
         else:
             stretch = Stretch(first_step=0, num_steps=2, max_grad_norm=1.0, evaluate_every=2)
-            steps = Steps(model, weight_groups(model, 1e-3, 0.0), task, Third(), stretch)
+            steps = Steps(
+                model, weight_groups(model.parameters(), 1e-3, 0.0), task, Third(), stretch
+            )
             taken.append(steps.take(0))
     torch.testing.assert_close(*taken)

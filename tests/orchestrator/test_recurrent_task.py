@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from lowrank import FlopL0, Pruner
 from lowrank.hf import load_pretrained, load_tokenizer, save_pretrained
+from lowrank.weight_groups import weight_groups
 from orchestrator import resume
 from orchestrator.errors import DataError, ModelError
 from orchestrator.models import build_model, carries_state
@@ -27,7 +28,7 @@ from orchestrator.tasks import Distillation, TrainingTask, recurrent
 from orchestrator.tasks.language_modelling import LanguageModellingTask
 from orchestrator.tasks.recurrent import RecurrentLanguageModellingTask
 from orchestrator.train_loop import run_job
-from orchestrator.training import evaluate, train, weight_groups
+from orchestrator.training import evaluate, train
 from orchestrator.workers import LocalWorkers
 from tests.orchestrator.small import (
     GPT2,
@@ -220,7 +221,14 @@ class TestState:
             for _ in range(2):
                 built = build_model(spec, task.data, seed=1)
                 recorder = Recorder(workers=workers, total_steps=5)
-                train(built, weight_groups(built, 1e-2, 0), task, workers, stretch, recorder)
+                train(
+                    built,
+                    weight_groups(built.parameters(), 1e-2, 0),
+                    task,
+                    workers,
+                    stretch,
+                    recorder,
+                )
                 losses.append([point.train_loss for point in recorder.curve])
             assert losses[0] == losses[1]
 

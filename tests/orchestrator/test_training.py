@@ -14,12 +14,13 @@ from torch import nn
 
 from lowrank import FlopL0, Pruner
 from lowrank.schedule import warmup_cosine
+from lowrank.weight_groups import weight_groups
 from orchestrator.errors import TrialError
 from orchestrator.models import build_model
 from orchestrator.records import CurvePoint
 from orchestrator.stretch import Recorder, Stretch
 from orchestrator.tasks import language_modelling, make_task
-from orchestrator.training import evaluate, freeze_unused, train, weight_groups
+from orchestrator.training import evaluate, freeze_unused, train
 from orchestrator.workers import LocalWorkers
 from tests.orchestrator.small import GPT2, LENGTH, Family, make_lm, ready, with_config
 
@@ -58,7 +59,7 @@ def run(
     model = model or build_model(family.task, family.data, seed=1)
     workers = LocalWorkers(on_report)
     recorder = Recorder(workers=workers, total_steps=stretch.num_steps, sink=sink)
-    train(model, weight_groups(model, rate, 0.01), task, workers, stretch, recorder)
+    train(model, weight_groups(model.parameters(), rate, 0.01), task, workers, stretch, recorder)
     return model, recorder.curve
 
 
@@ -112,7 +113,14 @@ def test_data_follow_the_global_step(lm: Family):
         model = build_model(lm.task, lm.data, seed=1)
         recorder = Recorder(workers=LocalWorkers(), total_steps=6)
         stretch = replace(STRETCH, first_step=first, num_steps=6)
-        train(model, weight_groups(model, 1e-3, 0), task, LocalWorkers(), stretch, recorder)
+        train(
+            model,
+            weight_groups(model.parameters(), 1e-3, 0),
+            task,
+            LocalWorkers(),
+            stretch,
+            recorder,
+        )
     assert steps == {0: [0, 1, 2, 3, 4, 5], 6: [6, 7, 8, 9, 10, 11]}
 
 
@@ -211,7 +219,9 @@ def test_a_validation_that_is_not_finite_is_absent(tmp_path: Path):
     )
     recorder = Recorder(workers=LocalWorkers(), total_steps=2)
     stretch = replace(STRETCH, num_steps=2, evaluate_every=1)
-    train(model, weight_groups(model, 1e-6, 0), task, LocalWorkers(), stretch, recorder)
+    train(
+        model, weight_groups(model.parameters(), 1e-6, 0), task, LocalWorkers(), stretch, recorder
+    )
     assert [point.validation for point in recorder.curve] == [None, None]
     assert min(point.train_loss for point in recorder.curve) > 710
     json.dumps([asdict(point) for point in recorder.curve], allow_nan=False)
@@ -233,7 +243,7 @@ def test_only_rank_0_writes(lm: Family, monkeypatch: pytest.MonkeyPatch):
     task = make_task(lm.task, lm.data, seed=0)
     model = build_model(lm.task, lm.data, seed=1)
     stretch = replace(STRETCH, num_steps=4)
-    train(model, weight_groups(model, 1e-3, 0), task, Second(), stretch, recorder)
+    train(model, weight_groups(model.parameters(), 1e-3, 0), task, Second(), stretch, recorder)
 
 
 def test_no_steps_change_nothing(lm: Family):
@@ -274,19 +284,10 @@ class TestFreezing:
         recorder = Recorder(workers=Twins(), total_steps=4)
         train(
             model,
-            weight_groups(model, 1e-2, 0.5),
+            weight_groups(model.parameters(), 1e-2, 0.5),
             task,
             Twins(),
             replace(STRETCH, num_steps=4),
             recorder,
         )
         assert model.unused.tolist() == [1, 1, 1]
-
-
-def test_matrices_decay_and_vectors_do_not(lm: Family):
-    model = build_model(lm.task, lm.data, seed=1)
-    matrices, vectors = weight_groups(model, 1e-3, 0.1)
-    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
-    assert {p.ndim for p in matrices["params"]} == {2}
-    assert {p.ndim for p in vectors["params"]} == {1}
-    assert len(matrices["params"]) + len(vectors["params"]) == len(list(model.parameters()))
