@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.commands import say
-from orchestrator.cluster import CAPACITY_ENV, capacity
 from orchestrator.errors import CampaignError
+from orchestrator.machines import CAPACITY_ENV, capacity
 from orchestrator.room import check_fits
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import load_spec

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
-from orchestrator import cluster
+from orchestrator import cluster, machines
 from orchestrator.campaign_records import CampaignResult
 from orchestrator.campaign_state import AnyTask, Site, TaskState
 from orchestrator.changes import check_change
@@ -126,7 +126,7 @@ class Campaign:
         site.house.start(state.data.content_hash for state in states)
         for state in states:
             resources = self.spec.resources_of(state.task)
-            site.available = cluster.wait_to_fit(resources, state.task.name, self.progress.line)
+            site.available = machines.wait_to_fit(resources, state.task.name, self.progress.line)
             setting = {"data": state.data.info, "hardware": hardware(site.available)}
             self.tracking.writer(state.run_id).setting(setting)
         keep_counts(self.spec, {state.task.name: state.data for state in states}, site.available)

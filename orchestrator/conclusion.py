@@ -9,7 +9,7 @@ from typing import Any
 from ray.exceptions import RayTaskError
 
 from lowrank.errors import LowRankError
-from orchestrator import cluster
+from orchestrator import machines
 from orchestrator.campaign_records import CampaignResult, Promotion, TaskResult
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.errors import CampaignError
@@ -84,8 +84,9 @@ def _promote(site: Site, state: TaskState, result: TaskResult, registry_uri: str
     )
     try:
         # every step of it looks first whether it is done, so all of it can be done again
+        registry = Registry(registry_uri, site.tracking.uri)
         promotion = site.tracking.patience.ask(
-            register_and_promote, case, Registry(registry_uri, site.tracking.uri), cluster.run_alone
+            register_and_promote, case, registry, machines.run_alone
         )
     except (CampaignError, LowRankError, RayTaskError) as error:
         # the trials' results stand whatever the registry does: they are reported, with this

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from orchestrator import cluster
+from orchestrator import machines
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.records import ModelRecord
 from orchestrator.tracking import RunWriter
@@ -77,7 +77,7 @@ class MeasuringStage:
     def _alone(self, measure: Callable[..., Any], state: TaskState, record: ModelRecord) -> Any:
         """What is measured of a model beside the dense reference, on a node of the task."""
         assert state.dense is not None
-        return cluster.run_alone(
+        return machines.run_alone(
             measure,
             state.dense.export,
             record.export,

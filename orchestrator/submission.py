@@ -26,9 +26,9 @@ from pathlib import Path
 import aiohttp
 from ray.job_submission import JobDetails, JobStatus
 
-from orchestrator.cluster import CAPACITY_ENV
 from orchestrator.errors import ClusterError, redact_uri
 from orchestrator.job_server import ANSWER_S, JobServer
+from orchestrator.machines import CAPACITY_ENV
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec
 

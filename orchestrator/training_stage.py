@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from orchestrator import cluster
+from orchestrator import machines
 from orchestrator.campaign_records import FailedTrial
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.draws import Draws
@@ -216,7 +216,7 @@ class TrainingStage:
             house.ended(key, result)
             house.settle(left, resources.concurrent_trials, used)
 
-        available = cluster.wait_to_fit(resources, state.task.name, self.site.progress.line)
+        available = machines.wait_to_fit(resources, state.task.name, self.site.progress.line)
         names = {plan.key: f"{state.task.name} {plan.name}" for plan in state.plans}
         names |= {launch.key: name for name, launch in launches.items()}
         if len(left) > 1:

@@ -35,7 +35,8 @@ class Machines:
     """
 
     def __init__(self, folder: Path) -> None:
-        from orchestrator.cluster import DRIVER, set_environment
+        from orchestrator.cluster import set_environment
+        from orchestrator.room import DRIVER
 
         os.environ |= ENVIRONMENT
         set_environment()

@@ -68,7 +68,7 @@ def nodes_of_ray(found: list[dict[str, Any]], available: dict[str, Any]) -> list
 
     Args:
         found: As `ray.nodes` lists them.
-        available: Resources that are there, or may be (`cluster.capacity`).
+        available: Resources that are there, or may be (`machines.capacity`).
     """
     names = ("CPU", "GPU", "memory")
     nodes: list[Node] = [

@@ -23,10 +23,10 @@ from mlflow import MlflowClient
 
 from orchestrator.bucket.uri import WORK_ENV
 from orchestrator.campaign_records import CampaignResult, TaskResult
-from orchestrator.cluster import DRIVER
 from orchestrator.data.prepare import prepare_data
 from orchestrator.job import Job
 from orchestrator.records import RECORD
+from orchestrator.room import DRIVER
 from orchestrator.spec_io import load_spec
 from tests.integration.conftest import (
     environment,

@@ -21,7 +21,8 @@ import json, os, subprocess, sys, threading, time
 from pathlib import Path
 
 os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
-from orchestrator.cluster import set_environment, wait_to_fit
+from orchestrator.cluster import set_environment
+from orchestrator.machines import wait_to_fit
 from orchestrator.drain import notice
 from orchestrator.errors import CampaignError
 from orchestrator.spec import Resources

@@ -21,8 +21,9 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.campaign_records import CampaignResult, TaskResult
-from orchestrator.cluster import CAPACITY_ENV, DRIVER
 from orchestrator.layout import Layout
+from orchestrator.machines import CAPACITY_ENV
+from orchestrator.room import DRIVER
 from orchestrator.tracking import default_tracking_uri
 from tests.integration.conftest import Ran, environment, wait_for, without_packages, write_spec
 from tests.integration.nodes import START, free_ports, node

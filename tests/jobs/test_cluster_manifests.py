@@ -17,12 +17,8 @@ from ray.train.v2._internal import constants as ray_train
 
 from jobs.__main__ import app
 from orchestrator.bucket.uri import WORK_ENV
-from orchestrator.cluster import (
-    CAPACITY_ENV,
-    ENVIRONMENT,
-    OBJECT_STORE_BYTES,
-    capacity,
-)
+from orchestrator.cluster import ENVIRONMENT, OBJECT_STORE_BYTES
+from orchestrator.machines import CAPACITY_ENV, capacity
 from orchestrator.room import DRIVER, LOCAL_DRIVERS
 from orchestrator.submission import STOP_ENV, STOP_S
 

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cluster import check_fits
 from orchestrator.errors import CampaignError
 from orchestrator.plan.fit import (
     machines,
@@ -20,6 +19,7 @@ from orchestrator.plan.fit import (
     worker_needs,
 )
 from orchestrator.plan.nodes import nodes_of_ray, this_node
+from orchestrator.room import check_fits
 from orchestrator.spec import Resources
 
 

@@ -101,7 +101,7 @@ class TestMlflow:
         record = replace(record, mlflow_run_id=run)
         RunWriter(tracking.uri, run).record(record)
         rows = [make_speed(8, 0.5, random.Random(0))]
-        monkeypatch.setattr("orchestrator.cluster.run_alone", lambda *args, **more: rows)
+        monkeypatch.setattr("orchestrator.machines.run_alone", lambda *args, **more: rows)
         data: Any = SimpleNamespace(folder=tmp_path)
         state = TaskState(
             task=spec.tasks[0], data=data, run_id="p", dense=fake.dense, trials=[record]
@@ -121,7 +121,7 @@ class TestMlflow:
             for record in (fake.dense, trial)
         ]
         answers = ["no kernels", as_int8(trial)]
-        monkeypatch.setattr("orchestrator.cluster.run_alone", lambda *args, **more: answers.pop(0))
+        monkeypatch.setattr("orchestrator.machines.run_alone", lambda *args, **more: answers.pop(0))
         data: Any = SimpleNamespace(folder=tmp_path)
         state = TaskState(
             task=spec.tasks[0], data=data, run_id="p", dense=records[0], trials=[records[1]]
