@@ -38,8 +38,8 @@ from orchestrator.spec_search import ComparedMethod
 from orchestrator.tasks import make_task
 from orchestrator.tracking import Tracking, TrackingAway, default_tracking_uri
 from orchestrator.train_run import train_on_workers
-from orchestrator.training_stage import TrainingStage
 from orchestrator.trial import Train
+from orchestrator.tune_run import train_all
 from orchestrator.warming import read_earlier
 
 logger = logging.getLogger(__name__)
@@ -130,8 +130,7 @@ class Campaign:
             setting = {"data": state.data.info, "hardware": hardware(site.available)}
             self.tracking.writer(state.run_id).setting(setting)
         keep_counts(self.spec, {state.task.name: state.data for state in states}, site.available)
-        for state in states:
-            TrainingStage(site).run(state)
+        train_all(site, states)
         for state in states:
             MeasuringStage(site, self.measure_again).run(state)
         result = conclude(

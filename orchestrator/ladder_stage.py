@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.campaign_records import FailedTrial
 from orchestrator.campaign_state import Site, TaskState
@@ -17,45 +16,44 @@ from orchestrator.method_search import TrialPlan
 from orchestrator.records import ModelRecord
 from orchestrator.workers import LocalWorkers
 
-if TYPE_CHECKING:
-    from orchestrator.training_stage import TrainingStage
-
 
 def run_ladders(
-    stage: TrainingStage,
+    site: Site,
     state: TaskState,
     ladders: Mapping[str, list[TrialPlan]],
     launches: Mapping[str, Launch],
-) -> None:
-    """Train the trunks that are needed, and the branches that have no model yet.
+) -> Generator[dict[str, Launch], None, None]:
+    """The trunks that are needed, and the branches that have no model yet, in rounds: each is over
+    before the next is asked for.
 
     Args:
-        stage: That launches them.
+        site: Of the campaign.
         state: Of the task; failures are added to it.
         ladders: Key of a trunk -> the plans of its branches that are missing.
         launches: Of these branches, by their names.
     """
-    search = stage.site.spec.search
+    search = site.spec.search
     assert search.ladder is not None
     by_key = {launch.key: (name, launch) for name, launch in launches.items()}
     if search.ladder.by == "chain":
         chains = _chains(ladders, by_key)
         for key in models_above(chains.values()):
             # MLflow alone may have its weights
-            stage.site.house.bring(ModelRecord.load(stage.site.layout.record(key)))
-        return stage.run_trials(state, chains)
+            site.house.bring(ModelRecord.load(site.layout.record(key)))
+        yield chains
+        return
     trunks: dict[str, Launch] = {}
     for key, plans in ladders.items():
         branches = [asdict(by_key[plan.key][1]) for plan in plans]
-        trunk = launch_of(stage.site, state, key, plans[0], is_trunk=True)
+        trunk = launch_of(site, state, key, plans[0], is_trunk=True)
         name = f"{state.task.name} {trunk_name(plans[0].name)}"
         trunks[name] = replace(trunk, then=branches if search.ladder.run == "together" else [])
-    stage.run_trials(state, trunks)
+    yield trunks
     lost = _without(state, {trunk.key for trunk in trunks.values()})
     if search.ladder.run == "apart":
-        _run_apart(stage, state, ladders, by_key, lost)
+        yield from _run_apart(site, state, ladders, by_key, lost)
     for trunk in trunks.values():
-        _conclude(stage, state, trunk, [plan.key for plan in ladders[trunk.key]], lost)
+        _conclude(site, trunk, [plan.key for plan in ladders[trunk.key]], lost)
 
 
 def _chains(
@@ -104,12 +102,12 @@ def lacking(
 
 
 def _run_apart(
-    stage: TrainingStage,
+    site: Site,
     state: TaskState,
     ladders: Mapping[str, list[TrialPlan]],
     by_key: Mapping[str, tuple[str, Launch]],
     lost: Mapping[str, FailedTrial],
-) -> None:
+) -> Generator[dict[str, Launch], None, None]:
     ready: dict[str, Launch] = {}
     for key, plans in ladders.items():
         for name, launch in (by_key[plan.key] for plan in plans):
@@ -117,11 +115,11 @@ def _run_apart(
                 ready[name] = launch
                 continue
             reason = trunk_failed(lost[key].reason)
-            stage.site.tracking.writer(launch.run_id).end("FAILED", reason)
-            stage.site.progress.done(name, f"FAILED, {reason}")
+            site.tracking.writer(launch.run_id).end("FAILED", reason)
+            site.progress.done(name, f"FAILED, {reason}")
             state.failed.append(replace(lost[key], key=launch.key, reason=reason))
     if ready:
-        stage.run_trials(state, ready)
+        yield ready
 
 
 def _without(state: TaskState, keys: set[str]) -> dict[str, FailedTrial]:
@@ -132,14 +130,13 @@ def _without(state: TaskState, keys: set[str]) -> dict[str, FailedTrial]:
 
 
 def _conclude(
-    stage: TrainingStage,
-    state: TaskState,
+    site: Site,
     trunk: Launch,
     branches: list[str],
     lost: Mapping[str, FailedTrial],
 ) -> None:
     """What the trial could not write, and what nobody needs any more."""
-    tracking, layout = stage.site.tracking, stage.site.layout
+    tracking, layout = site.tracking, site.layout
     if trunk.key not in lost and not tracking.finished(trunk.key):
         record_trunk(trunk, tracking.writer(trunk.run_id))
     if all(layout.record(key).exists() for key in branches):

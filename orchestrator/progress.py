@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.launch import Launch
+
 logger = logging.getLogger(__name__)
 
 Print = Callable[[str], None]
@@ -81,23 +83,26 @@ def tune_callback(
     progress: Progress,
     names: dict[str, str],
     ended: Callable[[str, dict[str, Any]], None] = lambda key, result: None,
+    over: Callable[[Launch, dict[str, Any], str | None], None] = lambda launch, result, death: None,
 ) -> Any:
     """A Tune callback that turns reports into lines.
 
     Args:
         progress: Where lines go.
         names: Trial key -> what to call it.
-        ended: Hears the key and the last report of each trial that is over.
+        ended: Hears the key and the last report of each model whose training is over.
+        over: Hears of each trial that is over its launch, its last report, and what its process
+            died of, if it did.
     """
     from ray.tune import Callback
 
-    over: set[str] = set()
+    reported: set[str] = set()
 
     class Lines(Callback):
         def on_trial_result(
             self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any
         ) -> None:
-            key = result.get("model", trial.config["launch"]["job"]["key"])
+            key = result.get("model", trial.config["launch"].key)
             who = names[key]
             if result.get("trunk"):
                 progress.forget(who)
@@ -108,7 +113,7 @@ def tune_callback(
             if not result.get("ended"):
                 progress.step(who, result)
                 return
-            over.add(key)
+            reported.add(key)
             if result.get("failure"):
                 progress.done(who, f"FAILED, {result['failure']}")
             elif stopped := result.get("stopped"):
@@ -121,12 +126,24 @@ def tune_callback(
             ended(key, result)
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-            launch = trial.config["launch"]
+            launch: Launch = trial.config["launch"]
             # of a ladder, those models that had not ended
-            models = [each["job"]["key"] for each in launch.get("then", ())]
-            left = [key for key in models if key not in over]
-            for key in left if models else [launch["job"]["key"]]:
+            models = [each["job"]["key"] for each in launch.then]
+            left = [key for key in models if key not in reported]
+            for key in left if models else [launch.key]:
                 progress.done(names[key], "FAILED, its process ended unexpectedly")
                 ended(key, {"failure": "its process ended unexpectedly"})
+            over(launch, trial.last_result or {}, _death(trial))
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            over(trial.config["launch"], trial.last_result or {}, None)
 
     return Lines()
+
+
+def _death(trial: Any) -> str:
+    """What a Tune trial's process died of, in one line."""
+    error = trial.get_pickled_error() or trial.get_error()
+    lines = str(error or "").splitlines()
+    name = type(error).__name__ if isinstance(error, Exception) else "an error"
+    return f"{name}: {lines[-1]}" if lines else "its process ended unexpectedly"

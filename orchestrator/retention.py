@@ -120,7 +120,8 @@ def expected_bytes(
 
 
 def of_all(tasks: Sequence[Expected]) -> Expected:
-    """Of a campaign, whose tasks are trained one after the other."""
+    """Of a campaign. Its tasks share the machines: no more is on its way than of one that has them
+    for itself."""
     return Expected(
         data=sum(task.data for task in tasks),
         dense=sum(task.dense for task in tasks),

@@ -26,7 +26,7 @@ class Resources(Block):
     gpus_per_worker: float = Field(0, ge=0)
     """0 trains on the CPU."""
     concurrent_trials: int = Field(1, ge=1)
-    """As many as this, if the cluster has room for them."""
+    """As many as this at a time, of all tasks together, if the cluster has room for them."""
     wait_minutes: float = Field(15, ge=0, le=1440)
     """On a cluster: how long machines are waited for when not even one trial fits. Anywhere: how
     long a training waits for storage that cannot be written. 15: clouds bring a GPU node within

@@ -53,7 +53,7 @@ def tune_trial(config: dict[str, Any], train: Train) -> None:
 
     from orchestrator.ladder_trial import ladder_trial
 
-    launch = Launch(**config["launch"])
+    launch: Launch = config["launch"]
     if launch.is_trunk or launch.then:
         return ladder_trial(launch, train)
     try:

@@ -99,7 +99,7 @@ def ours(table: Table, rungs: Sequence[float], folder: Path) -> Answer:
 
     def answer(trial: int, unit: int, loss: float) -> bool:
         key = plans[trial].key
-        launch = SimpleNamespace(config={"launch": {"job": {"key": key}}})
+        launch = SimpleNamespace(config={"launch": SimpleNamespace(key=key)})
         phase = "finetune" if unit > table.gated else "anneal"
         report = {"step": unit, "total_steps": table.units, "phase": phase, "validation": loss}
         scheduler.on_trial_result(None, launch, report)

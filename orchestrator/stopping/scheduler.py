@@ -5,12 +5,20 @@ For processes that run Ray: this imports it.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from orchestrator.stopping.rungs import Rungs
+from orchestrator.stopping.notes import Passed
 from orchestrator.stopping.signals import Signals, Stop
+
+
+class Judge(Protocol):
+    """The rungs of a task, or whoever finds those of a training."""
+
+    def arrive(self, key: str, report: Mapping[str, Any]) -> Passed | None:
+        """A report of a training; where it is to stop, if it is."""
 
 
 class FrontScheduler(FIFOScheduler):
@@ -21,16 +29,16 @@ class FrontScheduler(FIFOScheduler):
     at its next look as one that is through does, and its trial reports that.
 
     Args:
-        rungs: Of the task.
-        signals: Of this round.
+        rungs: That judge.
+        signals: To the trainings.
     """
 
-    def __init__(self, rungs: Rungs, signals: Signals) -> None:
+    def __init__(self, rungs: Judge, signals: Signals) -> None:
         super().__init__()
         self._rungs, self._signals = rungs, signals
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        key = trial.config["launch"]["job"]["key"]
+        key = trial.config["launch"].key
         found = self._rungs.arrive(key, result)
         if found is not None:
             self._signals.send(key, Stop(rung=found.rung, reason=found.reason))

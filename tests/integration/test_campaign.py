@@ -57,6 +57,11 @@ def test_every_trial_is_accounted_for(result: CampaignResult) -> None:
         assert task.failed[0].config["density"] == 0.001
 
 
+def test_all_tasks_were_one_search(campaign: Ran, result: CampaignResult) -> None:
+    """They share the machines; several runs of Tune at once are nothing that Ray supports."""
+    assert len(list(Layout(campaign.storage, "tiny").tune.iterdir())) == 1
+
+
 def test_density_is_met_from_below(result: CampaignResult) -> None:
     for task in result.tasks:
         for trial in task.trials:

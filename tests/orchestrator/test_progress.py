@@ -135,7 +135,12 @@ class TestCallback:
 
     @pytest.fixture
     def trial(self) -> Any:
-        return SimpleNamespace(config={"launch": {"job": {"key": "k1"}}})
+        return SimpleNamespace(
+            config={"launch": SimpleNamespace(key="k1", then=[])},
+            last_result={"ended": 1},
+            get_pickled_error=lambda: None,
+            get_error=lambda: None,
+        )
 
     @pytest.fixture
     def callback(self, progress: Progress) -> Any:
@@ -156,3 +161,23 @@ class TestCallback:
         assert lines[0].startswith("[0:00] lm density=0.5: FAILED, loss is nan (1/4)")
         callback.on_trial_error(2, [], trial)
         assert "FAILED, its process ended unexpectedly (2/4)" in lines[1]
+
+    @pytest.mark.parametrize(
+        ("error", "text", "reason"),
+        [
+            (RuntimeError("first\nlast"), None, "RuntimeError: last"),
+            (None, "Traceback\n  ...\nOSError: full", "an error: OSError: full"),
+            (None, None, "its process ended unexpectedly"),
+        ],
+    )
+    def test_what_a_process_died_of_is_told(
+        self, progress: Progress, trial: Any, error: Any, text: Any, reason: str
+    ):
+        told: list[Any] = []
+        callback = tune_callback(
+            progress, {"k1": "lm"}, over=lambda launch, report, death: told.append((report, death))
+        )
+        callback.on_trial_complete(1, [], trial)
+        trial.get_pickled_error, trial.get_error = lambda: error, lambda: text
+        callback.on_trial_error(2, [], trial)
+        assert told == [({"ended": 1}, None), ({"ended": 1}, reason)]

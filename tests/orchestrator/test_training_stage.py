@@ -163,9 +163,8 @@ def train(
     )
     data: Any = SimpleNamespace(content_hash="data", folder=Path("/data"))
     state = TaskState(task=spec.tasks[0], data=data, run_id="parent", earlier=list(earlier))
-    stage = TrainingStage(site)
-    monkeypatch.setattr(stage, "run_trials", cluster.run_trials)
-    stage.run(state)
+    for launches in TrainingStage(site).train(state):
+        cluster.run_trials(state, launches)
     assert progress.total_models == 1 + len(state.plans)
     return state
 
