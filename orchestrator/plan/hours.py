@@ -50,7 +50,7 @@ class TaskHours:
     parts: dict[str, Range]
     """Summed over models, each for itself."""
     wall: Range
-    """From the task's first trial to its last measurement, and its end."""
+    """From the task's first trial to its last measurement, and its end, with no other task."""
     worker: Range
     """Of all workers of all trials together, while they are held."""
     idle: float
@@ -90,10 +90,20 @@ def model_hours(work: ModelWork, cost: JobCost, overhead: Overhead) -> ModelHour
     return ModelHours(parts=training | around)
 
 
+def round_hours(work: TaskWork, profile: TaskProfile, overhead: Overhead) -> list[list[ModelHours]]:
+    """The models of a task, round by round; the first is that of the dense reference."""
+
+    def hours(model: ModelWork) -> ModelHours:
+        costs = profile.of(model) if model.method else [profile.dense]
+        return model_hours(model, at_density(costs, model.density), overhead)
+
+    return [[hours(model) for model in each] for each in [[work.dense], *work.rounds]]
+
+
 def task_hours(
     work: TaskWork, profile: TaskProfile, overhead: Overhead, side_by_side: int
 ) -> TaskHours:
-    """All models of a task, in its rounds.
+    """All models of a task, in its rounds, as if the machines were its own.
 
     Args:
         work: Counted.
@@ -101,24 +111,17 @@ def task_hours(
         overhead: Of the machine.
         side_by_side: Trials that find room at once.
     """
-
-    def hours(model: ModelWork) -> ModelHours:
-        costs = profile.of(model) if model.method else [profile.dense]
-        return model_hours(model, at_density(costs, model.density), overhead)
-
-    dense = hours(work.dense)
-    rounds = [[hours(trial) for trial in each] for each in work.rounds]
+    (dense,), *rounds = round_hours(work, profile, overhead)
     parts = {part: Range() for part in PARTS}
     trials = [trial for each in rounds for trial in each]
     for model in [dense, *trials]:
         for part, seconds in model.parts.items():
             parts[part] += seconds
-    num_rounds = 1 + len(rounds)
-    parts[AROUND] += overhead.round_s * num_rounds
+    parts[AROUND] += overhead.search_s
     parts[MEASURING] = profile.timing_s * work.timings + profile.int8_s * work.int8
     parts[END] = overhead.task_s
     training = [makespan([m.whole for m in each], side_by_side) for each in [[dense], *rounds]]
-    wall = total(training) + overhead.round_s * num_rounds + parts[MEASURING] + parts[END]
+    wall = total(training) + overhead.search_s + parts[MEASURING] + parts[END]
     busy = sum(trial.whole.value for trial in trials)
     held = sum(seconds.value for seconds in training[1:]) * side_by_side
     worker = total(model.training + model.parts[EXPORT] for model in [dense, *trials])

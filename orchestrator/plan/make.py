@@ -13,8 +13,8 @@ from orchestrator.layout import Layout
 from orchestrator.models import build_model, resolve_pretrained
 from orchestrator.plan import disk, unused
 from orchestrator.plan.figures import total
-from orchestrator.plan.fit import DoesNotFit, Node, machines
-from orchestrator.plan.hours import task_hours
+from orchestrator.plan.fit import DoesNotFit, Node, TaskFit, machines
+from orchestrator.plan.hours import END, MEASURING, round_hours, task_hours
 from orchestrator.plan.nodes import memory_bytes
 from orchestrator.plan.overhead import Overhead, scaled
 from orchestrator.plan.plan import (
@@ -39,6 +39,7 @@ from orchestrator.plan.profile import (
 )
 from orchestrator.plan.refusals import check_disk, check_room
 from orchestrator.plan.shapes import shapes_profile
+from orchestrator.plan.sharing import passing_bytes, shared_makespan
 from orchestrator.plan.work import TaskWork, task_work
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_tasks import AnyTask
@@ -203,7 +204,8 @@ def _put_together(
         longest = make_task(each.task, each.data, 0).max_length
         notes += unused.unused_of_search(spec, each.task, each.work)
         notes += unused.unused_of_measure(spec, each.task, longest)
-        notes += unused.unused_places(each.task, each.work, fit, hours.idle if hours else 0.0)
+        if len(ready) == 1:  # other tasks take what one leaves
+            notes += unused.unused_places(each.task, each.work, fit, hours.idle if hours else 0.0)
         tasks.append(
             TaskPlan(
                 task=each.task.name,
@@ -229,7 +231,7 @@ def _put_together(
         machine=profile.machine if profile else {},
         machines=machines(nodes),
         tasks=tasks,
-        **_sums(spec, tasks, overhead),
+        **_sums(spec, ready, tasks, fits, nodes, overhead),
         warnings=[*_warnings(ready, spec), *(w for fit in fits for w in fit.warnings)],
         unused=notes,
         at_most=spec.search.stopping is not None,
@@ -237,22 +239,37 @@ def _put_together(
 
 
 def _sums(
-    spec: CampaignSpec, tasks: Sequence[TaskPlan], overhead: Overhead | None
+    spec: CampaignSpec,
+    ready: Sequence[_Ready],
+    tasks: Sequence[TaskPlan],
+    fits: Sequence[TaskFit],
+    nodes: Sequence[Node],
+    overhead: Overhead | None,
 ) -> dict[str, Any]:
-    """Over all tasks, which the campaign trains one after the other."""
+    """Over all tasks, which share the machines."""
     seconds = cpus = gpus = None
+    held = {task.name: spec.resources_of(task) for task in spec.tasks}
     if overhead is not None:
+        rounds = {
+            each.task.name: [
+                [model.whole for model in models]
+                for models in round_hours(each.work, each.profile, overhead)
+            ]
+            for each in ready
+        }
         hours = {task.task: task.hours for task in tasks if task.hours is not None}
-        seconds = overhead.begin_s + total(each.wall for each in hours.values())
-        held = {task.name: spec.resources_of(task) for task in spec.tasks}
+        after = [h.parts[p] for h in hours.values() for p in (MEASURING, END) if p in h.parts]
+        training = overhead.search_s + shared_makespan(rounds, held, nodes)
+        seconds = overhead.begin_s + training + total(after)
         cpus = total(h.worker * held[name].cpus_per_worker for name, h in hours.items())
         gpus = total(h.worker * held[name].gpus_per_worker for name, h in hours.items())
+    largest = {task.task: task.bytes.passing // task.side_by_side for task in tasks}
     return {
         "seconds": seconds,
         "cpu_seconds": cpus,
         "gpu_seconds": gpus if gpus and gpus.value else None,
         "bytes": disk.campaign_bytes([t.bytes for t in tasks], spec.tracking.uri is None),
-        "passing_bytes": max((task.bytes.passing for task in tasks), default=0),
+        "passing_bytes": passing_bytes(largest, held, fits),
     }
 
 

@@ -21,8 +21,8 @@ class Overhead:
 
     begin_s: Range
     """Until the first trial may start: packages, data, MLflow's database, Ray."""
-    round_s: Range
-    """A round of trials: a search of Ray Tune, and the process of its first trial."""
+    search_s: Range
+    """The start of Ray Tune's search, and the process of its first trial; later ones have that."""
     trial_s: Range
     """Around a training: its workers start and end, files are brought home, its run is written."""
     report_s: Range
@@ -46,7 +46,7 @@ def scaled(start_s: float) -> Overhead:
     # times what it took alone (9 min 42 s, docs/results/demo.md)
     return Overhead(
         begin_s=scale(20.0),
-        round_s=scale(3.0),
+        search_s=scale(3.0),
         trial_s=scale(15.0),
         report_s=Range.around(REPORT_S, SPREAD),
         task_s=scale(8.0),

@@ -19,7 +19,7 @@ from orchestrator.spec import Resources, content_hash
 from orchestrator.spec_tasks import AnyTask
 from orchestrator.typed import typed
 
-VERSION = 1
+VERSION = 2
 
 
 class ProfileError(CampaignError, ValueError):

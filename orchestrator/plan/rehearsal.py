@@ -132,14 +132,11 @@ def overhead_of(
         return run.ended if run.ended is not None else ended
 
     around = max(0.0, end(second) - end(first) - spent[second.key])
-    rounds = [
-        end(run) - start.started - spent[run.key] - around
-        for run, start in ((dense, dense), (first, min(trials, key=lambda run: run.started)))
-    ]
+    search = end(dense) - dense.started - spent[dense.key] - around
     measuring = profile.timing_s.value * len(trials)
     return Overhead(
         begin_s=Range.around(max(0.0, dense.started - began), SPREAD),
-        round_s=Range.around(max(0.0, sum(rounds) / len(rounds)), SPREAD),
+        search_s=Range.around(max(0.0, search), SPREAD),
         trial_s=Range.around(around, SPREAD),
         report_s=Range.around(REPORT_S, SPREAD),
         task_s=Range.around(max(0.0, ended - end(second) - measuring), SPREAD),

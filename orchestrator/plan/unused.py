@@ -21,10 +21,13 @@ def unused_resources(
     """CPUs and GPUs that no trial of any task takes."""
     for name, field in (("CPU", "cpus_per_worker"), ("GPU", "gpus_per_worker")):
         there = sum(node.get(name, 0) for node in nodes)
-        taken = 0.0
+        each = []
         for task, fit in zip(spec.tasks, fits, strict=True):
             resources = spec.resources_of(task)
-            taken = max(taken, fit.side_by_side * resources.workers * getattr(resources, field))
+            each += fit.side_by_side * [resources.workers * getattr(resources, field)]
+        # of all tasks, which run side by side
+        most = max(spec.resources_of(task).concurrent_trials for task in spec.tasks)
+        taken = min(there, sum(sorted(each)[-most:]))
         # what is less than a worker is no place for another
         if there - taken >= 1:
             yield (

@@ -58,6 +58,6 @@ def profile(*costs: JobCost, **values: Any) -> TaskProfile:
 
 def overhead(**seconds: float) -> Overhead:
     """Nothing but what is given."""
-    names = ("begin_s", "round_s", "trial_s", "report_s", "task_s")
+    names = ("begin_s", "search_s", "trial_s", "report_s", "task_s")
     values = {name: Range.around(seconds.get(name, 0.0)) for name in names}
     return Overhead(**values, start_s=6.0, measured=True)

@@ -46,11 +46,11 @@ def test_the_wall_is_the_sum_when_trials_wait_for_each_other():
     assert hours.idle == pytest.approx(0)
 
 
-def test_processes_cost_per_model_round_report_and_task():
-    without, found = hours_of(), hours_of(round_s=10, trial_s=100, report_s=1, task_s=1000)
-    # dense and one round; three models; validations in training: 4, and 2 + 2 of either trial
-    assert found.parts[AROUND].value == pytest.approx(2 * 10 + 3 * 100)
-    assert found.wall.value - without.wall.value == pytest.approx(20 + 300 + 4 + 2 * 4 + 1000)
+def test_processes_cost_per_model_report_and_task_and_once():
+    without, found = hours_of(), hours_of(search_s=10, trial_s=100, report_s=1, task_s=1000)
+    # the search; three models; validations in training: 4, and 2 + 2 of either trial
+    assert found.parts[AROUND].value == pytest.approx(10 + 3 * 100)
+    assert found.wall.value - without.wall.value == pytest.approx(10 + 300 + 4 + 2 * 4 + 1000)
 
 
 def test_trials_side_by_side_share_the_time():

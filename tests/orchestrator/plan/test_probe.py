@@ -119,7 +119,7 @@ def test_gpus_that_are_not_here_need_a_profile():
 class TestProfile:
     def make(self) -> Profile:
         tasks = {"letters": profile()}
-        return Profile(version=1, machine={"cpu": "x"}, overhead=overhead(), tasks=tasks)
+        return Profile(version=2, machine={"cpu": "x"}, overhead=overhead(), tasks=tasks)
 
     def test_it_is_read_as_it_was_written(self, tmp_path: Path):
         path = tmp_path / "profile.json"
@@ -131,8 +131,8 @@ class TestProfile:
         [
             ("", "cannot be read: Expecting value"),
             ("[]", "should be"),
-            ('{"version": 9}', "version must be 1, got 9"),
-            ('{"version": 1}', "machine"),
+            ('{"version": 9}', "version must be 2, got 9"),
+            ('{"version": 2}', "machine"),
         ],
     )
     def test_a_damaged_one_is_named(self, tmp_path: Path, text: str, message: str):

@@ -35,17 +35,17 @@ def test_what_is_not_training_is_overhead():
     choice = Choice(key=None, sentence="none", front=[], passed=[])
     task = make_task_result(trials, replace(make_dense(), train_seconds=4.0), choice)
     dense, one, two = task.dense.key, trials[0].key, trials[1].key
-    # begin 20; a round 6, around a training 10, export 3; two measurements of 3; the end 9
+    # begin 20; the search 6, around a training 10, export 3; two measurements of 3; the end 9
     runs = {
         dense: run(dense, 120, 120 + 6 + 10 + 4 + 3),
-        one: run(one, 143, 143 + 6 + 10 + 5 + 3),
-        two: run(two, 143, 167 + 10 + 5 + 3),
+        one: run(one, 143, 143 + 10 + 5 + 3),
+        two: run(two, 143, 161 + 10 + 5 + 3),
     }
-    found = overhead_of(make_campaign([task]), runs, work.models, costs, 100, 185 + 2 * 3 + 9)
+    found = overhead_of(make_campaign([task]), runs, work.models, costs, 100, 179 + 2 * 3 + 9)
     assert found.measured
     assert found.begin_s.value == pytest.approx(20)
     assert found.trial_s.value == pytest.approx(10)
-    assert found.round_s.value == pytest.approx(6)
+    assert found.search_s.value == pytest.approx(6)
     assert found.task_s.value == pytest.approx(9)
 
 
