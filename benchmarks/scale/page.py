@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.scale.measure import Figures
 from lowrank.timing import fingerprint
-from orchestrator.report_svg import PALETTE, Tips, as_png
+from orchestrator.report_svg import MUTED, PALETTE, Tips, as_png
 
 PLOT = "growth.png"
+ALL = "#000000"
 LINEAR = 1.25
 """Up to this growth a figure counts as linear: two runs of one size differ by as much."""
 NOISE_S = 5.0
@@ -63,7 +65,7 @@ def write_page(
     """Markdown at `page`, the plot in the folder of its name."""
     found = sorted(found, key=lambda each: each.trials)
     folder = page.with_suffix("")
-    as_png(lambda figure: _draw(figure, found), folder / PLOT, (9.0, 4.2))
+    as_png(lambda figure: _draw(figure, found), folder / PLOT, (11.0, 4.2))
     rows = {name: [each.stages[name] for each in found] for name in found[-1].stages}
     rows["all"] = [each.wall_s for each in found]
     sizes = {
@@ -170,9 +172,10 @@ def _hardware() -> str:
 def _draw(figure: Figure, found: Sequence[Figures]) -> Tips:
     trials = [each.trials for each in found]
     seconds, sizes = figure.subplots(1, 2)
-    for name, colour in zip(found[-1].stages, PALETTE, strict=False):
+    colours = (*(colour for colour in PALETTE if colour != ALL), MUTED)
+    for name, colour in zip(found[-1].stages, colours, strict=False):
         seconds.plot(trials, [f.stages[name] for f in found], ".-", color=colour, label=name)
-    seconds.plot(trials, [f.wall_s for f in found], "k.-", lw=2, label="all")
+    seconds.plot(trials, [f.wall_s for f in found], ".-", color=ALL, lw=2, label="all")
     seconds.set_ylabel("seconds")
     kinds = {
         "driver's memory, peak": [f.peak_mib for f in found],
@@ -188,6 +191,10 @@ def _draw(figure: Figure, found: Sequence[Figures]) -> Tips:
         axes.plot(
             trials, [first * t / trials[0] for t in trials], ":", color="#9aa5b1", label="linear"
         )
-        axes.set(xscale="log", yscale="log", xlabel="trials")
-        axes.legend(fontsize=7)
+        axes.set(xscale="log", yscale="log", xlabel="trials", xticks=trials)
+        for axis in (axes.xaxis, axes.yaxis):
+            # a power as a formula would be shown as its source
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axis.set_minor_formatter(NullFormatter())
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return {}
