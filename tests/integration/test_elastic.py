@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 ON_A_CLUSTER = """
 import json, os, socket, sys, threading, time
 from pathlib import Path
-from orchestrator import cluster as campaigns, train_run
+from orchestrator import cluster as campaigns, machines, train_run
 from orchestrator.launch import Launch
 campaigns.set_environment()
 import ray
@@ -75,10 +75,12 @@ thread.join(300)
 
 # what a group of machines is asked for by its label
 where = lambda: ray.get_runtime_context().get_node_id()
-assert campaigns.run_alone(where, labels={"group": "new"}) == new.node_id
-assert campaigns._available({"group": "!old"})["CPU"] == 1
+assert machines.run_alone(where, labels={"group": "new"}) == new.node_id
+assert machines.available({"group": "!old"})["CPU"] == 1
+found = {each.labels.get("group"): each.amounts for each in machines.groups(["group"])}
+assert found == {g: {"CPU": n, "GPU": 0} for g, n in ((None, 0), ("old", 1), ("new", 1))}, found
 try:
-    campaigns.run_alone(where, labels={"group": "other"})
+    machines.run_alone(where, labels={"group": "other"})
 except Exception as error:
     assert "no node of the cluster with group: other" in str(error), error
 else:
