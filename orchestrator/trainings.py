@@ -66,6 +66,7 @@ class Trainings:
         self._machines, self._looked = list[Machine](), -machines.LOOK_EVERY_S
         self._task_of: dict[str, _Task] = {}
         self._error: Exception | None = None
+        self._slots: dict[str, int] = {}
         self.names: dict[str, str] = {}
         """Key of a model -> what people call it."""
 
@@ -96,7 +97,12 @@ class Trainings:
         if not self._turns.running and not self._wait_for_machines(name):
             return None
         key = self._turns.start(name, self._look())
+        self._slots[key] = min(set(range(len(self._slots) + 1)) - set(self._slots.values()))
         return self._tasks[name].launches[key]
+
+    def slot(self, key: str) -> int:
+        """The least number that no other trial on its way has."""
+        return self._slots[key]
 
     def arrive(self, key: str, report: Mapping[str, Any]) -> Passed | None:
         """A report of a training; where it is to stop, if it is."""
@@ -122,6 +128,7 @@ class Trainings:
             death: What its process died of, if it did.
         """
         self._turns.over(launch.key)
+        del self._slots[launch.key]
         self._task_of[launch.key].ends.append((launch, report, death))
 
     def close(self) -> None:

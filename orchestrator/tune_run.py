@@ -23,6 +23,11 @@ MAX_LOST_TRIALS = 8
 """Restarts of a trial's own process, which does little and lives on the head node: each costs
 seconds and the steps since the last state. One that dies nine times is not unlucky."""
 
+SLOT = 1e-4
+"""Of the trial drivers' resource, the least that Ray counts: what a trial of slot k leaves. Tune
+gives a process to any trial that takes the same, also to one whose own just starts, which is thrown
+away then: with short trials again and again. So only a slot's next trial takes the same."""
+
 
 def train_all(site: Site, states: Iterable[TaskState]) -> None:
     """Train what is missing of all tasks.
@@ -59,7 +64,7 @@ def _tuner(site: Site, trainings: Trainings, signals: Signals) -> Any:
         def suggest(self, trial_id: str) -> Any:
             launch = trainings.next()
             if launch is not None:
-                return {"launch": launch}
+                return {"launch": launch, "slot": trainings.slot(launch.key)}
             return Searcher.FINISHED if trainings.is_over else None
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -68,9 +73,12 @@ def _tuner(site: Site, trainings: Trainings, signals: Signals) -> Any:
         def save_to_dir(self, checkpoint_dir: str, session_str: str = "") -> None:
             """Who goes on begins a search of its own, from what is finished."""
 
+    def of_slot(config: dict[str, Any]) -> Any:
+        return tune.PlacementGroupFactory([{DRIVER: 1 - config["slot"] * SLOT}])
+
     stops = site.spec.search.stopping is not None
     return tune.Tuner(
-        tune.with_resources(partial(tune_trial, train=site.train), {DRIVER: 1}),
+        tune.with_resources(partial(tune_trial, train=site.train), of_slot),
         tune_config=tune.TuneConfig(
             search_alg=Queue(),
             num_samples=-1,

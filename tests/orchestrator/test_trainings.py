@@ -80,6 +80,7 @@ class Played:
         self.trainings = Trainings(self.site, self.states, Signals())
         self.started: list[tuple[float, str, Launch]] = []
         self.running: list[tuple[float, Launch]] = []
+        self.slots: list[int] = []
         self.now = 0.0
 
     def run(self) -> None:
@@ -94,6 +95,7 @@ class Played:
         if launch is not None:
             task = launch.job["task"]["name"]
             self.started.append((self.now, task, launch))
+            self.slots.append(self.trainings.slot(launch.key))
             self.running.append((self.now + self.lasts(launch), launch))
             return True
         if not self.running:
@@ -161,6 +163,8 @@ def test_places_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     played.run()
     by_second = Counter((when, task) for when, task, _ in played.started)
     assert {number for number in by_second.values()} == {1}, "one of each task at a time"
+    # whoever starts takes the place, and the process, of the one that has ended
+    assert set(played.slots) == {0, 1}
     alone = Played(tmp_path / "alone", monkeypatch, tasks=["quick"])
     alone.run()
     assert {task for _, task, _ in alone.started} == {"quick"}
