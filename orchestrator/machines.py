@@ -31,7 +31,7 @@ def available(labels: Mapping[str, str] | None = None) -> dict[str, Any]:
     there = dict(ray.cluster_resources())
     if labels:
         nodes = [node["Resources"] for node in nodes_with(labels)]
-        there |= {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+        there |= {name: sum(node.get(name, 0.0) for node in nodes) for name in KINDS}
     return capacity(there) if os.environ.get("RAY_ADDRESS") else there
 
 
@@ -79,12 +79,13 @@ def capacity(there: dict[str, Any]) -> dict[str, Any]:
         most = json.loads(text)
     except ValueError:
         raise CampaignError(rule) from None
-    if not isinstance(most, dict) or not all(_is_amount(amount) for amount in most.values()):
+    if not isinstance(most, dict) or not all(is_amount(amount) for amount in most.values()):
         raise CampaignError(rule)
     return there | {name: max(amount, there.get(name, 0)) for name, amount in most.items()}
 
 
-def _is_amount(value: Any) -> bool:
+def is_amount(value: Any) -> bool:
+    """Whether somebody wrote how much there is of a resource."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and 0 <= value < math.inf
 

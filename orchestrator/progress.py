@@ -6,9 +6,11 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.launch import Launch
+if TYPE_CHECKING:
+    # it brings torch, and `lowrank status` tells the time by this module
+    from orchestrator.launch import Launch
 
 logger = logging.getLogger(__name__)
 

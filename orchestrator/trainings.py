@@ -127,8 +127,9 @@ class Trainings:
             report: Its last.
             death: What its process died of, if it did.
         """
+        if self._slots.pop(launch.key, None) is None:
+            return  # an error in Tune's loop makes it tell of a trial twice
         self._turns.over(launch.key)
-        del self._slots[launch.key]
         self._task_of[launch.key].ends.append((launch, report, death))
 
     def close(self) -> None:

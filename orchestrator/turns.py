@@ -31,7 +31,7 @@ class Machine:
     """`CPU` and `GPU`."""
     labels: Mapping[str, str] = field(default_factory=dict)
     anything: bool = False
-    """One that an autoscaler may add: nobody knows what it will be."""
+    """It may have any labels: an autoscaler will add it, or nobody has told them."""
 
 
 @dataclass

@@ -51,6 +51,12 @@ def test_running_a_compacted_model_needs_neither_scipy_nor_what_campaigns_need()
     assert {"lowrank", "transformers"} <= loaded
 
 
+def test_the_time_that_is_left_is_told_without_torch():
+    """`lowrank status` does, from another terminal."""
+    loaded = modules_after("import orchestrator.progress")
+    assert loaded.isdisjoint({"torch", "ray", "mlflow", "transformers"})
+
+
 def test_every_public_name_resolves():
     assert lowrank.__all__ == sorted(lowrank.__all__)
     assert len(lowrank.__all__) == len(set(lowrank.__all__))

@@ -14,17 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import CampaignError
+from orchestrator.machines import is_amount
 from orchestrator.room import concurrent_trials, having
 from orchestrator.spec import Resources
 from orchestrator.spec_labels import matches
+from orchestrator.turns import NEARLY
 from orchestrator.wording import count, plural
 
 Node = Mapping[str, Any]
 """A machine's resources: `CPU`, `GPU`, and `memory` in bytes where it is known; `labels` where they
 are: without, it may have any."""
-
-NEARLY = 1e-9
-"""Of a place, that rounding may lack: ten workers of 0.1 CPUs fit one."""
 
 
 class DoesNotFit(CampaignError):
@@ -72,7 +71,7 @@ def parse_cluster(text: str) -> list[Node]:
         if not isinstance(node, dict):
             raise CampaignError(rule)
         labels = {"labels": node.pop("labels")} if "labels" in node else {}
-        if not all(map(_is_amount, node.values())) or not all(map(_are_labels, labels.values())):
+        if not all(map(is_amount, node.values())) or not all(map(_are_labels, labels.values())):
             raise CampaignError(rule)
         number = node.pop("count", 1)
         if not node or number != int(number) or not 1 <= number <= 100_000:
@@ -81,11 +80,6 @@ def parse_cluster(text: str) -> list[Node]:
     if not nodes:
         raise CampaignError(rule)
     return nodes
-
-
-def _is_amount(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 <= value < math.inf
 
 
 def _are_labels(value: Any) -> bool:

@@ -105,7 +105,8 @@ class Played:
         self.now, launch = self.running.pop(0)
         if self.dies(launch):
             self.trainings.ended(launch.key, {"failure": "its process ended unexpectedly"})
-            self.trainings.over(launch, {}, "RayActorError: out of memory")
+            for _ in range(2):  # as Tune does when something fails while it ends a trial
+                self.trainings.over(launch, {}, "RayActorError: out of memory")
             return True
         self.cluster._finish(launch)
         report = {"ended": 1, "failure": None, "quality": 1.0}
@@ -209,6 +210,7 @@ def test_what_a_process_died_of_is_the_reason(tmp_path: Path, monkeypatch: pytes
     played.run()
     for state in played.states:
         assert {trial.reason for trial in state.failed} == {"RayActorError: out of memory"}
+        assert len({trial.key for trial in state.failed}) == len(state.failed)
         assert {record.target_density for record in state.trials} == {0.5}
         for trial in state.failed:
             assert played.store.failed[f"run-{trial.key}"] == trial.reason
