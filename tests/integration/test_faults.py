@@ -18,8 +18,9 @@ from tests.integration.conftest import compression, environment, same_weights
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ON_TWO_WORKERS = """
-import json, os, signal, sys, threading, time
+import json, os, signal, sys, time
 import psutil
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from orchestrator.cluster import ray_session
 
 # workers that are not there after this time are not waited for: that comes on top of the limit
@@ -61,35 +62,27 @@ def attempt(config):
         return {"failure": None}
 
     train_run.worker = work
-    train_run.train_on_workers(Launch(**config["launch"]), [])
+    callbacks = [Disturbed(config["starts"])] if config["starts"] else []
+    train_run.train_on_workers(Launch(**config["launch"]), callbacks)
 
-def processes(title):
-    found = {}
-    for child in psutil.Process().children(recursive=True):
-        try:
-            if child.cmdline()[0].startswith(title):
-                found[child.pid] = child
-        except (psutil.Error, IndexError):
-            continue
-    return found
+class Disturbed(WorkerGroupCallback):
+    # in the controller, when its workers are there and the training is not set up in them yet. Not
+    # by a look at the processes from outside: stopped a few seconds later a worker fails in another
+    # way, for those that form the process group with it wait for a time of their own
+    def __init__(self, starts):
+        self.starts = starts
 
-def new(title, known=()):
-    while True:
-        for pid, process in processes(title).items():
-            if pid not in known:
-                return process
-        time.sleep(0.02)
-
-stopped = []
-
-def disturb_starts():
-    new("ray::RayTrainWorker")
-    controller = new("ray::TrainController")
-    controller.kill()
-    new("ray::TrainController", [controller.pid])
-    worker = new("ray::RayTrainWorker", processes("ray::RayTrainWorker"))
-    worker.suspend()
-    stopped.append(worker)
+    def before_init_train_context(self, workers):
+        pids = [worker.metadata.pid for worker in workers]
+        with open(self.starts, "a+") as starts:
+            starts.seek(0)
+            before = len(starts.readlines())
+            print(*pids, file=starts, flush=True)
+        if before == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if before == 1:
+            os.kill(pids[1], signal.SIGSTOP)
+        return {}
 
 with ray_session() as there:
     import ray
@@ -105,13 +98,14 @@ with ray_session() as there:
     # a step takes milliseconds, the start of a group most of all this: how long, the machine tells
     limit_s = max(20, 1.5 * (time.monotonic() - began))
     disturbed["launch"]["resources"]["hang_minutes"] = limit_s / 60
-    threading.Thread(target=disturb_starts, daemon=True).start()
     ray.get(ray.remote(num_cpus=0, max_retries=0)(attempt).remote(disturbed))
-    assert stopped and not stopped[0].is_running()
-    # nothing is left taken by the attempts that failed
+    # nothing is left by the attempts that failed: no machine taken, no worker of those that were
+    starts = open(disturbed["starts"]).read().splitlines()
+    assert len(starts) == 5, starts  # each of the four faults cost one
+    pids = [int(pid) for start in starts for pid in start.split()]
     deadline = time.monotonic() + 30
-    while ray.available_resources().get("CPU") != there["CPU"]:
-        assert time.monotonic() < deadline, ray.available_resources()
+    while any(map(psutil.pid_exists, pids)) or ray.available_resources().get("CPU") != there["CPU"]:
+        assert time.monotonic() < deadline, (pids, ray.available_resources())
         time.sleep(0.2)
 """
 
@@ -129,14 +123,15 @@ def run(folder: Path, name: str, job: dict[str, Any], **faults: object) -> dict[
         "metric": "",
     }
     seen = str(folder / f"{name}.txt")
-    return {"launch": launch, "seen": seen, "hang_at": None, "die_at": None, **faults}
+    none = {"starts": None, "hang_at": None, "die_at": None}
+    return {"launch": launch, "seen": seen, **none, **faults}
 
 
 def test_each_costs_the_steps_since_the_last_state(tmp_path: Path) -> None:
     job = compression(tmp_path, evaluate_every=8, steps=32)
     runs = [
         run(tmp_path, "undisturbed", job),
-        run(tmp_path, "disturbed", job, hang_at=16, die_at=24),
+        run(tmp_path, "disturbed", job, starts=str(tmp_path / "starts"), hang_at=16, die_at=24),
     ]
     done = subprocess.run(
         [sys.executable, "-c", ON_TWO_WORKERS, json.dumps(runs)],
