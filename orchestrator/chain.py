@@ -8,6 +8,7 @@ from pathlib import Path
 from lowrank.hf import load_pretrained
 from lowrank.linear import multiply_out_
 from lowrank.methods import Adaptive
+from orchestrator.bucket.places import borrowed
 from orchestrator.compression import make_pruner
 from orchestrator.descent import Parts, harden_steps, ladder_of_job, to_small
 from orchestrator.export_model import Trained
@@ -31,6 +32,7 @@ def link(
 
     Raises:
         ExportError: The model above is damaged.
+        StorageError: It is not in the bucket.
         LowRankError: No layer matches the patterns, or the density is out of reach.
         DivergedError: Training diverged.
     """
@@ -39,8 +41,9 @@ def link(
     assert ladder.rung is not None
     model, seconds = load_pretrained(job.dense), 0.0
     if ladder.parent is not None:
-        multiply_out_(model, load_pretrained(ladder.parent))
-        above = ModelRecord.load(Path(ladder.parent) / RECORD)
+        with borrowed(ladder.parent) as home:
+            multiply_out_(model, load_pretrained(home))
+            above = ModelRecord.load(Path(home) / RECORD)
         seconds = max(point.seconds for point in above.curve)
         recorder.curve[:] = above.curve
         recorder.before = seconds

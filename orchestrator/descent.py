@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,7 +50,8 @@ def descend(
         DivergedError: Training diverged.
         StorageError: A start cannot be written.
     """
-    ladder, starts = ladder_of_job(job), Starts(Path(ladder_of_job(job).starts), workers)
+    ladder = ladder_of_job(job)
+    starts = Starts(ladder.starts, workers)
     begin = starts.reached(ladder)
     if begin == len(ladder.densities):
         return
@@ -92,7 +92,7 @@ def branch(
     """
     ladder = ladder_of_job(job)
     assert ladder.rung is not None
-    start = Starts(Path(ladder.starts), workers).load(ladder, ladder.rung)
+    start = Starts(ladder.starts, workers).load(ladder, ladder.rung)
     pruner = _new_pruner(job, task, workers)
     density, harden = ladder.densities[ladder.rung], harden_steps(job, ladder)
     if keeper.phase is None:

@@ -12,13 +12,13 @@ process made that: it may follow the trunk in one trial, or run on other machine
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
+from orchestrator.bucket.kept import states_at
+from orchestrator.bucket.places import opened
 from orchestrator.errors import StorageError
 from orchestrator.records import LadderFacts
 from orchestrator.snapshot import Snapshot, SnapshotError, SnapshotStore
@@ -40,13 +40,13 @@ class Ladder:
     """Step of the trunk at which each of them is reached."""
     branch_steps: int
     starts: str
-    """Folder of the trunk's states at the rungs, on storage that all workers see."""
+    """Place of the trunk's states at the rungs."""
     rung: int | None = None
     """Of the density that this job's model is to have; None of the trunk."""
     chain: bool = False
     """Whether there is no trunk: each model goes on from that of the density above."""
     parent: str | None = None
-    """Folder of the exported model that a job in a chain goes on from; None begins with dense."""
+    """Place of the exported model that a job in a chain goes on from; None begins with dense."""
 
     @property
     def num_steps(self) -> int:
@@ -88,9 +88,9 @@ def ladder_of(
     search: SearchSpec,
     method: MethodSpec,
     trunk: str,
-    starts: Path,
+    starts: str,
     rung: int | None,
-    above: Path | None,
+    above: str | None,
 ) -> Ladder:
     """Where a job stands in the ladder of a search.
 
@@ -98,9 +98,9 @@ def ladder_of(
         search: With a ladder.
         method: Its steps.
         trunk: Key of the trunk.
-        starts: Folder for its states.
+        starts: Place for its states.
         rung: Of the job; None for the trunk itself.
-        above: Where the model of the density above is, or will be; None of the first.
+        above: Place where the model of the density above is, or will be; None of the first.
     """
     assert search.ladder is not None
     densities, is_chain = search.descending, search.ladder.by == "chain"
@@ -110,10 +110,10 @@ def ladder_of(
         densities=densities,
         rungs=rungs,
         branch_steps=branch_steps,
-        starts=str(starts),
+        starts=starts,
         rung=rung,
         chain=is_chain,
-        parent=str(above) if is_chain and above else None,
+        parent=above if is_chain else None,
     )
 
 
@@ -121,12 +121,12 @@ class Starts:
     """The trunk's states at the rungs, each in a folder of its own.
 
     Args:
-        folder: Theirs alone.
+        place: Theirs alone, a path that all workers see or a URI.
         workers: All of them call the same methods.
     """
 
-    def __init__(self, folder: Path, workers: Workers) -> None:
-        self._folder, self._workers = folder, workers
+    def __init__(self, place: str, workers: Workers) -> None:
+        self._place, self._workers = place, workers
 
     def reached(self, ladder: Ladder) -> int:
         """How many rungs, from the first on, have a start that can be read."""
@@ -155,14 +155,13 @@ class Starts:
         """Raises SnapshotError if it is missing or damaged."""
         return self._store(rung).load(ladder.rungs[rung])
 
-    def clear(self, ladder: Ladder) -> None:
+    def clear(self) -> None:
         """Forget all of them: every branch has its model."""
-        for rung in range(len(ladder.rungs)):
-            self._store(rung).clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        mirror, folder = opened(self._place)
+        mirror.forget(folder)
 
     def _store(self, rung: int) -> SnapshotStore:
-        return SnapshotStore(self._folder / f"rung{rung}")
+        return states_at(f"{self._place}/rung{rung}", needed=True)
 
 
 def ladder_facts(job: dict[str, Any] | None) -> LadderFacts | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from pathlib import Path
 from typing import Any
 
+from orchestrator.bucket.kept import journal_at
 from orchestrator.errors import CampaignError, TrialError
 from orchestrator.ladder import Ladder, Starts
 from orchestrator.launch import Launch
 from orchestrator.tracking import RunWriter, TrackingAway
-from orchestrator.tracking.journal import Journal
 from orchestrator.trial import Train, run_launch
 from orchestrator.workers import LocalWorkers
 
@@ -108,7 +107,7 @@ def run_trunk_launch(trunk: Launch, callbacks: list[Any], train: Train) -> None:
 def is_through(trunk: Launch) -> bool:
     """Whether every branch has its start, from an earlier attempt."""
     ladder = Ladder(**trunk.job["ladder"])
-    return Starts(Path(ladder.starts), LocalWorkers()).reached(ladder) == len(ladder.rungs)
+    return Starts(ladder.starts, LocalWorkers()).reached(ladder) == len(ladder.rungs)
 
 
 def record_trunk(trunk: Launch, writer: RunWriter) -> None:
@@ -117,7 +116,8 @@ def record_trunk(trunk: Launch, writer: RunWriter) -> None:
     Raises:
         TrackingAway: The store does not answer.
     """
-    journal = Journal(trunk.layout.journal(trunk.key))
+    layout = trunk.layout
+    journal = journal_at(layout.mirror.place(layout.journal(trunk.key)))
     writer.points(journal.points, trunk.metric)
     writer.end("FINISHED")
     journal.remove()

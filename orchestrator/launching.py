@@ -84,14 +84,13 @@ def launch_of(
 def _ladder_of_plan(site: Site, plan: TrialPlan, is_trunk: bool) -> Ladder:
     """Where a plan's job stands, or that of its trunk."""
     assert plan.trunk is not None
-    search, density = site.spec.search, plan.method.density
+    search, density, place = site.spec.search, plan.method.density, site.layout.mirror.place
     rung = search.descending.index(density)
     above = None
     if rung:
-        above = site.layout.model(rung_key(plan.trunk, search.descending[rung - 1]))
-    starts = site.layout.starts(plan.trunk)
-    place = None if is_trunk else rung
-    return ladder_of(search, plan.method, plan.trunk, starts, place, above)
+        above = place(site.layout.model(rung_key(plan.trunk, search.descending[rung - 1])))
+    starts = place(site.layout.starts(plan.trunk))
+    return ladder_of(search, plan.method, plan.trunk, starts, None if is_trunk else rung, above)
 
 
 def trunk_name(branch: str) -> str:

@@ -115,9 +115,6 @@ class CampaignSpec(Block):
                 "bucket, for SQLite needs a file system; got none"
             )
             yield rule(("tracking", "uri"), message)
-        if self.search.ladder is not None:
-            message = "needs a folder as storage, where its models find each other's states; got a"
-            yield rule(("search", "ladder"), f"{message} bucket")
         if self.retention.budget is not None:
             message = "counts the files of a folder; a bucket has rules of its own for that"
             yield rule(("retention", "budget"), f"{message}, got {self.retention.budget!r}")

@@ -24,11 +24,18 @@ LEAST_APART = 20
 states."""
 
 
-def states_at(place: str, kept: int = KEPT) -> SnapshotStore:
-    """The states of a training, by the place of their folder; so many of them are kept."""
+def states_at(place: str, kept: int = KEPT, needed: bool = False) -> SnapshotStore:
+    """The states of a training, by the place of their folder.
+
+    Args:
+        place: A path or a URI.
+        kept: How many of them.
+        needed: Whether the training cannot go on without them, so that a bucket which is away is
+            waited for.
+    """
     mirror, folder = opened(place)
     if isinstance(mirror, BucketMirror):
-        return BucketStates(folder, mirror, kept)
+        return BucketStates(folder, mirror, kept, needed)
     return SnapshotStore(folder, kept)
 
 
@@ -41,26 +48,29 @@ def journal_at(place: str) -> Journal:
 class BucketStates(SnapshotStore):
     """States in a bucket; here they are only while one is written or read.
 
-    A state counts when its folder is sealed there. Saving does not wait for a bucket that is away:
-    the training goes on, and a later state is tried again.
+    A state counts when its folder is sealed there. Saving does not wait for a bucket that is away,
+    unless it is `needed`: the training goes on, and a later state is tried again.
     """
 
-    def __init__(self, folder: Path, mirror: BucketMirror, kept: int = KEPT) -> None:
+    def __init__(
+        self, folder: Path, mirror: BucketMirror, kept: int = KEPT, needed: bool = False
+    ) -> None:
         super().__init__(folder, kept)
-        self._mirror, self._now = mirror, mirror.impatient
+        self._mirror = mirror
+        self._sender = mirror if needed else mirror.impatient
 
     def save(self, step: int, snapshot: Snapshot) -> None:
         target = self._of(step)
         try:
             super().save(step, snapshot)
-            self._now.push_folder(target)
+            self._sender.push_folder(target)
             self._forget_old()
         finally:
-            self._now.drop(target)
+            self._sender.drop(target)
 
     def _forget_old(self) -> None:
-        for old in _steps(self._now, self.folder)[self.kept :]:
-            self._now.forget(self._of(old))
+        for old in _steps(self._sender, self.folder)[self.kept :]:
+            self._sender.forget(self._of(old))
 
     def steps(self) -> list[int]:
         return _steps(self._mirror, self.folder)

@@ -25,17 +25,20 @@ from orchestrator.bucket.uri import WORK_ENV
 from orchestrator.campaign_records import CampaignResult, TaskResult
 from orchestrator.data.prepare import prepare_data
 from orchestrator.job import Job
+from orchestrator.layout import Layout
 from orchestrator.records import RECORD
 from orchestrator.room import DRIVER
 from orchestrator.spec_io import load_spec
 from tests.integration.conftest import (
     environment,
+    lowrank,
     same_weights,
     wait_for,
     without_letters,
     write_spec,
 )
 from tests.integration.nodes import START, free_ports, node
+from tests.integration.test_ladder import LADDER
 from tests.orchestrator.bucket.seaweed import Store, program
 from tests.orchestrator.small import one_core, train_to
 
@@ -166,6 +169,34 @@ def test_killed_and_resumed_from_an_empty_folder_it_ends_as_with_a_folder(
     assert left == {mine.dense.key}
 
     assert "champion" in site.lowrank("third", "report", *asked)
+
+
+def test_a_ladder_goes_on_from_an_empty_folder(site: Site, tmp_path: Path) -> None:
+    spec, storage = write_spec(tmp_path, "ladder")
+    without_letters(spec)
+    assert lowrank(spec, storage, "run", *LADDER).code == 0
+    (expected,) = CampaignResult.load(Layout(storage, "ladder").result).tasks
+
+    asked = [str(spec), *LADDER, "--set", "storage=s3://bucket/runs"]
+    asked += ["--set", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    log = tmp_path / "first.txt"
+    first = site.start("first", log, "run", *asked)
+    wait_for("density=0.5: finished", log, first)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    shutil.rmtree(site.work("first"))
+
+    output = site.lowrank("second", "run", *asked)
+    # a trunk whose states are in the bucket is not trained again
+    assert "packages trunk: step" not in output
+    assert "packages density=0.5: already finished" in output
+    (working,) = site.work("second").iterdir()
+    (mine,) = CampaignResult.load(working / "runs" / "ladder" / "result.json").tasks
+    assert [each.export_sha256 for each in mine.trials] == [
+        each.export_sha256 for each in expected.trials
+    ]
+    kept = _names(site, "runs/ladder")
+    assert not [key for key in kept if "/starts/" in key or "/snapshots/" in key]
 
 
 def _in_a_folder(spec: Path, found: TaskResult, folder: Path) -> Path:

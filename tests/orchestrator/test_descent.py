@@ -143,7 +143,7 @@ def test_the_trunk_holds_its_rate_and_branches_lower_it(whole: Any):
 def test_seconds_are_charged_once(whole: Any):
     trunk, _, records = whole
     ladder = ladder_of(trunk)
-    starts = Starts(Path(ladder.starts), LocalWorkers())
+    starts = Starts(ladder.starts, LocalWorkers())
     facts = [starts.load(ladder, rung).facts for rung in range(3)]
     reached = [each["seconds"] for each in facts]
     assert [each["shared_seconds"] for each in facts] == [0, *reached[:-1]]
@@ -181,7 +181,7 @@ def test_previews_follow_the_trunk_and_are_nested(whole: Any):
     assert all(p.extras["projected_density"] <= (p.target_density or 0) for p in seen)
     # nothing is lost by a projection of gates as hard as these
     assert all(abs(p.extras["projected"] - (p.validation or 0)) < 0.02 for p in seen)
-    start = Starts(Path(ladder_of(trunk).starts), LocalWorkers()).load(ladder_of(trunk), 2)
+    start = Starts(ladder_of(trunk).starts, LocalWorkers()).load(ladder_of(trunk), 2)
     stayed = {name: torch.tensor(each) for name, each in start.facts["job"]["stayed"].items()}
     # a component that stayed in k previews was in the first k: they are nested by their numbers
     ranks = [[int((s >= k).sum()) for s in stayed.values()] for k in range(1, len(seen) + 1)]
@@ -249,9 +249,9 @@ def test_a_branch_goes_on_at_the_lower_rate_of_a_trunk_that_diverged(
     trunk, branches = whole[0], ladder_jobs(parent, tmp_path)[1]
     ladder = replace(ladder_of(trunk), starts=str(tmp_path / "starts"))
     workers = LocalWorkers()
-    start = Starts(Path(ladder_of(trunk).starts), workers).load(ladder, 0)
+    start = Starts(ladder_of(trunk).starts, workers).load(ladder, 0)
     slower = replace(start, facts=start.facts | {"rate_factor": 0.5})
-    Starts(tmp_path / "starts", workers).save(ladder, 0, slower)
+    Starts(ladder.starts, workers).save(ladder, 0, slower)
     record = train_to(tmp_path / "out", branches[0])
     assert record.rate_factor == 0.5
     for point, full in zip(record.curve[12:], whole[2][0].curve[12:], strict=True):

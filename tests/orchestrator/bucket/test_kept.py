@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lowrank.export import WEIGHTS
 from orchestrator import resume
 from orchestrator.bucket import kept
 from orchestrator.bucket.kept import journal_at, states_at
@@ -19,12 +20,14 @@ from orchestrator.bucket.places import here, opened, path_here
 from orchestrator.data import prepare as preparing
 from orchestrator.data.prepare import prepare_data
 from orchestrator.job import Job
+from orchestrator.ladder import Ladder, Starts
 from orchestrator.records import CurvePoint
 from orchestrator.snapshot import TENSORS, Snapshot
-from orchestrator.train_loop import run_job
+from orchestrator.train_loop import run_job, run_trunk
 from orchestrator.workers import LocalWorkers
 from tests.integration.conftest import same_weights
 from tests.orchestrator.bucket.conftest import Bucket
+from tests.orchestrator.ladders import chain_jobs, ladder_jobs, run_ladder
 from tests.orchestrator.small import Family, make_job, method, train_to
 
 
@@ -110,7 +113,10 @@ class TestStates:
         states = states_at(place)
         assert isinstance(states, kept.BucketStates)
         assert states._mirror.objects.wait_s > 0  # who begins does
-        assert states._now.objects.wait_s == 0
+        assert states._sender.objects.wait_s == 0
+        needed = states_at(place, needed=True)
+        assert isinstance(needed, kept.BucketStates)
+        assert needed._sender.objects.wait_s > 0
 
 
 def test_a_training_goes_on_from_the_bucket_with_the_same_bits(
@@ -142,6 +148,52 @@ def test_a_training_goes_on_from_the_bucket_with_the_same_bits(
     resumed = train_to(tmp_path / "resumed", here_again())
     assert same_weights(Path(undisturbed.export), Path(resumed.export))
     assert [p.train_loss for p in resumed.curve] == [p.train_loss for p in undisturbed.curve]
+
+
+def test_the_models_of_a_ladder_are_made_on_machines_of_their_own(
+    bucket: Bucket, lm: Family, tmp_path: Path
+):
+    trunk, branches = ladder_jobs((lm.task, lm.data, lm.dense), tmp_path)
+    undisturbed = run_ladder(trunk, branches, tmp_path / "undisturbed")
+
+    def in_bucket(job: Job) -> Job:
+        assert job.ladder is not None
+        ladder = job.ladder | {"starts": f"{bucket.uri}/c/starts/k"}
+        return replace(job, ladder=ladder, snapshots=None)
+
+    bucket.seen_by("trunk")
+    run_trunk(in_bucket(trunk), LocalWorkers())
+    for job, expected in zip(branches, undisturbed, strict=True):
+        bucket.seen_by(job.key)
+        record = train_to(tmp_path / "models" / job.key, in_bucket(job))
+        assert record.export_sha256 == expected.export_sha256
+    assert not list((tmp_path / "machines").rglob(TENSORS)), "they would fill every machine's disk"
+
+    again = in_bucket(trunk)
+    assert again.ladder is not None
+    starts, ladder = Starts(again.ladder["starts"], LocalWorkers()), Ladder(**again.ladder)
+    assert starts.reached(ladder) == len(branches)
+    starts.clear()
+    bucket.seen_by("trunk")
+    assert starts.reached(ladder) == 0
+
+
+def test_the_models_of_a_chain_are_made_on_machines_of_their_own(
+    bucket: Bucket, lm: Family, tmp_path: Path
+):
+    jobs = chain_jobs((lm.task, lm.data, lm.dense), tmp_path, tmp_path / "models")
+    for job in jobs:
+        mirror = bucket.seen_by(job.key)
+        expected = train_to(tmp_path / "models" / job.key, replace(job, snapshots=None))
+        place = f"{bucket.uri}/c/models/{job.key}"
+        assert job.ladder is not None
+        if (above := job.ladder["parent"]) is not None:
+            ladder = job.ladder | {"parent": f"{bucket.uri}/c/models/{Path(above).name}"}
+            other = replace(job, ladder=ladder, snapshots=None)
+            record = train_to(tmp_path / "others" / job.key, other)
+            assert record.export_sha256 == expected.export_sha256
+        mirror.push_folder(path_here(place), source=Path(expected.export))
+    assert not list((tmp_path / "machines").rglob(WEIGHTS)), "of a model above"
 
 
 def test_a_curve_is_told_once(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
