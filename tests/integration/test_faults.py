@@ -95,8 +95,9 @@ with ray_session() as there:
     undisturbed, disturbed = json.loads(sys.argv[1])
     began = time.monotonic()
     ray.get(ray.remote(num_cpus=0, max_retries=0)(attempt).remote(undisturbed))
-    # a step takes milliseconds, the start of a group most of all this: how long, the machine tells
-    limit_s = max(20, 1.5 * (time.monotonic() - began))
+    # a step takes milliseconds, and each part of a start about which nobody gives a sign less than
+    # half of all this: how long, the machine tells
+    limit_s = max(20, time.monotonic() - began)
     disturbed["launch"]["resources"]["hang_minutes"] = limit_s / 60
     ray.get(ray.remote(num_cpus=0, max_retries=0)(attempt).remote(disturbed))
     # nothing is left by the attempts that failed: no machine taken, no worker of those that were
