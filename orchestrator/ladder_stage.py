@@ -13,7 +13,7 @@ from orchestrator.ladder_trial import record_trunk, trunk_failed
 from orchestrator.launch import Launch
 from orchestrator.launching import launch_of, trunk_name
 from orchestrator.method_search import TrialPlan
-from orchestrator.records import RECORD, ModelRecord
+from orchestrator.records import ModelRecord
 from orchestrator.workers import LocalWorkers
 
 
@@ -139,7 +139,7 @@ def _conclude(
     tracking, layout = site.tracking, site.layout
     if trunk.key not in lost and not tracking.finished(trunk.key):
         record_trunk(trunk, tracking.writer(trunk.run_id))
-    homes = map(layout.model, branches)
     # their records may have been written on other machines
-    if all(layout.mirror.fetch_growing(home) and (home / RECORD).exists() for home in homes):
+    fetch = layout.mirror.fetch_growing
+    if all(fetch(layout.model(key)) and layout.record(key).exists() for key in branches):
         Starts(Ladder(**trunk.job["ladder"]).starts, LocalWorkers()).clear()

@@ -22,9 +22,9 @@ KINDS = ("CPU", "GPU")
 AHEAD = 2
 """By how many of its trials others may get ahead of a task that finds no room, before they leave it
 some. Nothing runs on what is set free for a large trial until there is enough of it. Played through
-for equal parts of large and small trials (8 places, trials of 8 and of 1, 60 to 120 s each) the
-cluster stood idle for 11% of the time with 0, 7% with 2, 3% with 4; and from the start of a large
-trial to the next one's were at most 4, 7 and 10 minutes."""
+for equal parts of large and small trials (8 places, trials of 8 and of 1, 60 to 120 s each;
+test_turns.py) the cluster stood idle for 11% of the time with 0, 7% with 2, 3% with 4; and from the
+start of a large trial to the next one's were at most 4, 7 and 10 minutes."""
 NEARLY = 1e-9
 """Of a place, that rounding may lack: ten workers of 0.1 CPUs fit one."""
 
@@ -139,7 +139,7 @@ class Turns:
             if len(task.running) >= task.resources.concurrent_trials:
                 continue
             pool = _pool(task.resources, machines)
-            if any(pool & theirs and task.served > most - NEARLY for most, theirs in kept):
+            if any(pool & theirs and task.served > until - NEARLY for until, theirs in kept):
                 continue
             fewest = task.resources.fewest
             if self._places(task, machines) >= fewest:

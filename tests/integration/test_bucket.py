@@ -84,6 +84,20 @@ class Site:
                 env=self.of(machine) | {"RAY_ADDRESS": self.address},
             )
 
+    def killed_after(self, text: str, *words: str) -> int:
+        """Start a driver on a machine that is lost, with all it has, when it has said something.
+
+        Returns:
+            The driver's process id.
+        """
+        log = self.folder / "first.txt"
+        driver = self.start("first", log, *words)
+        wait_for(text, log, driver)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        shutil.rmtree(self.work("first"))
+        return driver.pid
+
     def lowrank(self, machine: str, *words: str) -> str:
         log = self.folder / f"{machine}-{words[0]}.txt"
         code = self.start(machine, log, *words).wait(500)
@@ -124,15 +138,9 @@ def test_killed_and_resumed_from_an_empty_folder_it_ends_as_with_a_folder(
     changes = {"storage": "s3://bucket/runs", "tracking.uri": database}
     asked = [str(spec), *(w for k, v in changes.items() for w in ("--set", f"{k}={v}"))]
 
-    log = tmp_path / "first.txt"
-    first = site.start("first", log, "run", *asked)
-    wait_for("dense: finished", log, first)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    shutil.rmtree(site.work("first"))
-
+    first = site.killed_after("dense: finished", "run", *asked)
     output = site.lowrank("second", "run", *asked)
-    assert f"claimed by process {first.pid} on" in output
+    assert f"claimed by process {first} on" in output
     assert output.count("already finished") == 1
     assert "report   s3://bucket/runs/tiny/report.html" in output
     (working,) = site.work("second").iterdir()
@@ -179,13 +187,7 @@ def test_a_ladder_goes_on_from_an_empty_folder(site: Site, tmp_path: Path) -> No
 
     asked = [str(spec), *LADDER, "--set", "storage=s3://bucket/runs"]
     asked += ["--set", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
-    log = tmp_path / "first.txt"
-    first = site.start("first", log, "run", *asked)
-    wait_for("density=0.5: finished", log, first)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    shutil.rmtree(site.work("first"))
-
+    site.killed_after("density=0.5: finished", "run", *asked)
     output = site.lowrank("second", "run", *asked)
     # a trunk whose states are in the bucket is not trained again
     assert "packages trunk: step" not in output

@@ -173,6 +173,9 @@ def test_the_models_of_a_ladder_are_made_on_machines_of_their_own(
     assert again.ladder is not None
     starts, ladder = Starts(again.ladder["starts"], LocalWorkers()), Ladder(**again.ladder)
     assert starts.reached(ladder) == len(branches)
+    store = starts._store(0)
+    assert isinstance(store, kept.BucketStates)
+    assert store._sender.objects.wait_s > 0  # without a start there is no branch
     starts.clear()
     bucket.seen_by("trunk")
     assert starts.reached(ladder) == 0
