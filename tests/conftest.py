@@ -17,9 +17,9 @@ SHARED_CAMPAIGN = "campaign"
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file stays together, for its fixtures. So do tests that start a cluster, in two groups: the
-    files that look at the same campaign, and the others. A cluster waits more than it works: two of
-    them beside each other fill two cores. They come first, for they take longest (and xdist is
-    told to keep to that, by --no-loadscope-reorder)."""
+    files that look at the same campaign, and the others. A cluster waits more than it works, so
+    one beside another costs little. They come first, for they take longest (and xdist is told to
+    keep to that, by --no-loadscope-reorder)."""
     sharing = {item.path for item in items if SHARED_CAMPAIGN in getattr(item, "fixturenames", ())}
     for item in items:
         group = str(item.path)
