@@ -10,9 +10,10 @@ from lowrank.linear import multiply_out_
 from lowrank.methods import Adaptive
 from orchestrator.bucket.places import borrowed
 from orchestrator.compression import make_pruner
-from orchestrator.descent import Parts, harden_steps, ladder_of_job, to_small
+from orchestrator.descent import Parts, ladder_of_job, to_small
 from orchestrator.export_model import Trained
 from orchestrator.job import Job
+from orchestrator.ladder import Ladder, link_steps
 from orchestrator.methods import make_method
 from orchestrator.model_check import check_pass
 from orchestrator.records import RECORD, ModelRecord
@@ -47,20 +48,26 @@ def link(
         seconds = max(point.seconds for point in above.curve)
         recorder.curve[:] = above.curve
         recorder.before = seconds
-    (before, descent), harden = ladder.part(ladder.rung), harden_steps(job, ladder)
-    method = make_method(job.method_spec)
-    assert isinstance(method, Adaptive)
-    gated = descent + harden
-    method = replace(method, gated_steps=gated, anneal_fraction=descent / gated)
+    method, parts = _course(job, ladder)
     pruner = make_pruner(job, method, model.to(workers.device), task, workers)
     pruner.project()  # a density that not even the floors meet must not cost a training run either
     check_pass(pruner.model, task)
     keeper.restructure(pruner)
+    trained = to_small(job, pruner, task, workers, recorder, keeper, parts)
+    return replace(trained, shared_seconds=seconds)
+
+
+def _course(job: Job, ladder: Ladder) -> tuple[Adaptive, Parts]:
+    """The method and the steps of a chain's model."""
+    assert ladder.rung is not None
+    before, descent = ladder.part(ladder.rung)
+    gated, recovery = link_steps(job.method_spec, ladder.rung, descent, ladder.branch_steps)
+    method = make_method(job.method_spec)
+    assert isinstance(method, Adaptive)
     parts = Parts(
         begin=before + ladder.rung * ladder.branch_steps,
         gated=gated,
-        recovery=ladder.branch_steps - harden,
+        recovery=recovery,
         warmup_fraction=0.05,  # as a training of its own
     )
-    trained = to_small(job, pruner, task, workers, recorder, keeper, parts)
-    return replace(trained, shared_seconds=seconds)
+    return replace(method, gated_steps=gated), parts

@@ -84,6 +84,23 @@ def plan_steps(
     return rungs, max(1, round(ladder.recovery * method.steps))
 
 
+def link_steps(method: MethodSpec, rung: int, descent: int, branch_steps: int) -> tuple[int, int]:
+    """Steps of a chain's model with gates, in the last of which they harden, and without.
+
+    The first is trained as one of its own with as many steps would be.
+
+    Args:
+        method: Of the ladder.
+        rung: Of the model.
+        descent: Steps from the density above, or from dense.
+        branch_steps: Those that the model has at its density.
+    """
+    if rung:
+        return descent, branch_steps
+    own = method.model_copy(update={"steps": descent + branch_steps})
+    return own.gated_steps, own.finetune_steps
+
+
 def ladder_of(
     search: SearchSpec,
     method: MethodSpec,

@@ -16,14 +16,16 @@ class LadderSpec(Block):
 
     by: Literal["trunk", "chain"] = "trunk"
     """`trunk`: branches leave one gated training. `chain`: each density goes on from the finished
-    model of the density above, its factors multiplied out; the same numbers of steps."""
+    model of the density above, its factors multiplied out; the first is a training of its own."""
     first: float = Field(0.5, gt=0, le=100)
-    """Steps with gates down to the highest density, as a part of `method.steps`."""
+    """Steps with gates down to the highest density, as a part of `method.steps`. In a chain gates
+    have `method.gated_fraction` of these and `recovery`."""
     descent: float = Field(0.15, gt=0, le=100)
     """Steps with gates from one density to the next, on average over them, likewise."""
     recovery: float = Field(0.25, gt=0, le=100)
     """Steps of each branch, likewise: gates harden for a quarter of them (1 -
-    `method.anneal_fraction`), the projected model trains in the others."""
+    `method.anneal_fraction`), the projected model trains in the others. In a chain gates harden
+    in the steps before, and the projected model has all of these."""
     run: Literal["together", "apart"] = "together"
     """`together`: the branches follow the trunk in its own trial. `apart`: each is a trial of its
     own once the trunk is through, which takes less time where a cluster has room for several."""
@@ -79,6 +81,6 @@ def misplaced(
         message = "by chain multiplies out the factors of linear layers only"
         yield rule(("ladder",), f"{message}: method.embeddings must be false, got true")
     for fraction in (method.get("gated_fraction"), searched.get("gated_fraction")):
-        if fraction is not None:
+        if fraction is not None and ladder.by == "trunk":
             message = "divides the steps itself, so that method.gated_fraction has no meaning"
             yield rule(("ladder",), f"{message}, got {fraction}")

@@ -14,7 +14,7 @@ TRIAL_CONTRACT = 3
 """The same for trials alone: dense references keep their keys."""
 KIND_CONTRACT = {"flop-agp": 2}
 """The same for trials of one kind of method."""
-LADDER_CONTRACT = 1
+LADDER_CONTRACT = {"trunk": 1, "chain": 2}
 """The same for the models of ladders."""
 
 
@@ -57,7 +57,7 @@ def trunk_key(
     steps = spec.search.ladder.model_dump(exclude={"run"})
     # at whichever density: it is the same trunk
     one = method.model_copy(update={"density": max(spec.search.density)})
-    described = [spec.search.descending, steps, LADDER_CONTRACT]
+    described = [spec.search.descending, steps, LADDER_CONTRACT[spec.search.ladder.by]]
     return content_hash(
         [trial_key(spec, task, one, data_hash, seed, method_name), "trunk", *described]
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import lcm
 from typing import Any
 
-from orchestrator.ladder import plan_steps
+from orchestrator.ladder import link_steps, plan_steps
 from orchestrator.method_search import TrialPlan
 from orchestrator.search import expected_rounds
 from orchestrator.snapshot import KEPT
@@ -170,7 +170,10 @@ def _parts(plan: TrialPlan, search: SearchSpec) -> tuple[int, int]:
         return method.gated_steps, method.finetune_steps
     rungs, branch_steps = plan_steps(search.ladder, method, search.descending)
     rung = search.descending.index(method.density)
-    return rungs[rung] - (rungs[rung - 1] if rung else 0), branch_steps
+    own = rungs[rung] - (rungs[rung - 1] if rung else 0)
+    if search.ladder.by == "chain":
+        return link_steps(method, rung, own, branch_steps)
+    return own, branch_steps
 
 
 def setting_of(method: MethodSpec) -> str:

@@ -33,6 +33,14 @@ def test_every_density_is_met_against_the_dense_reference(lm: Family, chain: Any
         assert density - 0.06 < with_densities(record, lm.dense).prunable <= density
 
 
+def test_the_first_model_is_one_of_a_training_of_its_own(chain: Any, tmp_path: Path):
+    first = chain[1][0]
+    ladder = Ladder(**first.ladder)
+    assert ladder.num_steps == first.method_spec.steps
+    own = replace(first, snapshots=None, ladder=None)
+    assert train_to(tmp_path / "out", own).export_sha256 == chain[2][0].export_sha256
+
+
 def test_curves_go_on(chain: Any):
     records: list[ModelRecord] = chain[2]
     for job, record in zip(chain[1], records, strict=True):

@@ -107,6 +107,12 @@ def test_methods_that_it_refuses(tmp_path: Path, block: str, message: str):
     assert message in str(error.value)
 
 
+def test_a_chain_reads_the_gated_fraction(tmp_path: Path):
+    """Its first model is one of a training of its own."""
+    spec = load(tmp_path, VALID + "  ladder: {by: chain}\n", "method.gated_fraction=0.2")
+    assert spec.method_of(spec.tasks[0]).gated_fraction == 0.2
+
+
 def test_one_draw_is_one_ladder(tmp_path: Path):
     spec = load(tmp_path, LADDER, "search.trials_per_density=2", "search.density=[0.1,0.5,0.3]")
     found = plans(spec)
