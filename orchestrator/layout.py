@@ -188,6 +188,11 @@ class Layout:
             with self.mirror.leased(self.root, self.campaign, say):
                 yield
 
+    def others(self) -> list[str]:
+        """Names of further campaigns in the storage, sorted."""
+        shared = {self.campaign, self.cache.name, self.artifacts.name}
+        return [name for name in self.mirror.campaigns(self.storage) if name not in shared]
+
     def driver(self) -> str | None:
         """The process that holds the campaign, as it wrote it down; None if nobody does."""
         path = self.root / ".lock"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator
 
+from orchestrator.adopting import adopt
 from orchestrator.campaign_records import FailedTrial
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.draws import Draws
@@ -93,7 +94,7 @@ class TrainingStage:
             self.site.progress.done(name, "already finished", reused=True)
             return record
         launch = launch_of(self.site, state, key, None)
-        record = self._taken_up(name, launch)
+        record = self._taken_up(name, launch) or self._adopted(name, launch)
         if record is None:
             yield {name: launch}
             record = self._recorded(launch)
@@ -176,6 +177,18 @@ class TrainingStage:
         record = self._recorded(launch)
         if record is not None:
             self.site.progress.done(name, "already trained; its run is written", reused=True)
+        return record
+
+    def _adopted(self, name: str, launch: Launch) -> ModelRecord | None:
+        """Of a model that another campaign of the storage has trained."""
+        campaign = adopt(launch)
+        if campaign is None:
+            return None
+        self.site.tracking.writer(launch.run_id).tags({"taken_over_from": campaign})
+        record = self._recorded(launch)
+        if record is not None:
+            text = f"taken over from campaign {campaign!r}, which trained it"
+            self.site.progress.done(name, text, reused=True)
         return record
 
     def _recorded(self, launch: Launch) -> ModelRecord | None:

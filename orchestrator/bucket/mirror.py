@@ -79,6 +79,10 @@ class Mirror:
         """Keep drivers on other machines out; a folder's lock does that by itself."""
         return nullcontext()
 
+    def campaigns(self, root: Path) -> list[str]:
+        """Names of the folders of a storage, sorted: campaigns, and what they share."""
+        return sorted(path.name for path in root.glob("*") if path.is_dir())
+
     def driver(self, root: Path) -> str | None:
         """Who holds the lease."""
         return None
@@ -102,7 +106,7 @@ class BucketMirror(Mirror):
         return replace(self, objects=replace(self.objects, wait_s=0.0))
 
     def key(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+        return "" if path == self.root else path.relative_to(self.root).as_posix()
 
     def place(self, path: Path) -> str:
         return self.objects.uri.place(self.key(path))
@@ -223,6 +227,9 @@ class BucketMirror(Mirror):
         from orchestrator.bucket.lease import holder
 
         return holder(self.objects, self.key(root))
+
+    def campaigns(self, root: Path) -> list[str]:
+        return self.objects.folders(self.key(root))
 
     def sealed_names(self, folder: Path) -> list[str]:
         """Of the folders directly in a folder that are whole in the bucket."""

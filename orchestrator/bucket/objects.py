@@ -137,11 +137,16 @@ class Objects:
 
     def names(self, key: str) -> list[str]:
         """Names of the objects directly below a folder, in order."""
-        return sorted(posixpath.basename(each.path) for each in self._list(key, False))
+        return sorted(posixpath.basename(e.path) for e in self._list(key, False) if e.is_file)
+
+    def folders(self, key: str) -> list[str]:
+        """Names of the folders directly below a folder, in order."""
+        return sorted(posixpath.basename(e.path) for e in self._list(key, False) if not e.is_file)
 
     def below(self, key: str) -> list[str]:
         """Keys of all objects below a folder."""
-        return sorted(each.path[len(self.base) :].lstrip("/") for each in self._list(key, True))
+        found = (each.path for each in self._list(key, True) if each.is_file)
+        return sorted(path[len(self.base) :].lstrip("/") for path in found)
 
     def changed(self, key: str) -> float | None:
         """When an object was last written, in seconds since the epoch by the server's clock."""
@@ -169,7 +174,7 @@ class Objects:
             # fsspec remembers what it has listed
             getattr(getattr(self.files, "handler", None), "fs", _NoCache).invalidate_cache()
             selector = FileSelector(self._path(key), allow_not_found=True, recursive=recursive)
-            return [each for each in self.files.get_file_info(selector) if each.is_file]
+            return list(self.files.get_file_info(selector))
 
         try:
             return self._ask(call, "list", key)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lowrank.export import WEIGHTS, sha256_of
 from orchestrator.campaign_records import FailedTrial
 from orchestrator.campaign_state import Site, TaskState
 from orchestrator.earlier import EarlierTrial
@@ -73,9 +74,14 @@ class Store:
         return f"run-{key}"
 
     def writer(self, run_id: str) -> Any:
+        key = run_id.removeprefix("run-")
         return SimpleNamespace(
             points=lambda points, metric: None,
             stopped=lambda rung, reason, step: self.told.append((run_id, rung, reason, step)),
+            tags=lambda tags: self.runs[key][1].update(tags),
+            model=lambda record, kind: f"models:/{key}",
+            record=lambda record: None,
+            end=lambda status: self.ended.add(key),
         )
 
 
@@ -147,6 +153,7 @@ def train(
     **search: Any,
 ) -> TaskState:
     spec = spec or CampaignSpec.model_validate(SPEC | {"search": {**SPEC["search"], **search}})
+    spec = spec.model_copy(update={"storage": str(cluster.layout.storage)})
     cluster.rounds.clear()
     monkeypatch.setattr(
         "orchestrator.launching.make_task",
@@ -244,6 +251,33 @@ def test_the_same_command_again_trains_nothing(cluster: Cluster, monkeypatch: py
     again = train(cluster, monkeypatch)
     assert cluster.rounds == []
     assert again.trials == first.trials
+
+
+def test_a_dense_reference_of_another_campaign_is_taken_over(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    first = train(cluster, monkeypatch)
+    assert first.dense is not None
+    home = cluster.layout.model(first.dense.key)
+    (home / WEIGHTS).write_bytes(b"weights")
+    whole = replace(first.dense, export_sha256=sha256_of(home / WEIGHTS))
+    whole.save(home / RECORD)
+
+    spec = CampaignSpec.model_validate(SPEC | {"name": "other"})
+    other = Cluster(store=Store(), layout=replace(cluster.layout, campaign="other"))
+    state = train(other, monkeypatch, spec=spec)
+    assert len(other.rounds) == 2, "draws, and what the best of them leads to"
+    assert state.dense is not None
+    assert state.dense.export == str(other.layout.model(whole.key))
+    assert state.dense.mlflow_run_id == f"run-{whole.key}"
+    assert other.store.runs[whole.key][1]["taken_over_from"] == "stage"
+    assert state.plans[0].key == first.plans[0].key
+    # weights that are not what was exported are nobody's
+    (other.layout.model(whole.key) / WEIGHTS).write_bytes(b"other")
+    (home / WEIGHTS).write_bytes(b"others")
+    third = Cluster(store=Store(), layout=replace(cluster.layout, campaign="third"))
+    train(third, monkeypatch, spec=CampaignSpec.model_validate(SPEC | {"name": "third"}))
+    assert [launch.key for launch in third.rounds[0]] == [whole.key]
 
 
 @pytest.mark.parametrize("left", ["", "{", "[]", '{"key": "x"}'])
