@@ -19,10 +19,10 @@ class StoppingSpec(Block):
     """Draws that others are ahead of, in validation quality and size, are stopped at rungs; never
     the dense reference, a repeat or a finalist. Absent, every trial trains to its end."""
 
-    rungs: list[Rung] = Field(default=[0.4, 0.6, 0.8], min_length=1)
+    rungs: list[Rung] = Field(default=[0.5, 0.75], min_length=1)
     """Parts of a training's steps, ascending: a draw is judged at its first validation from there
-    on, if its structure is fixed by then; one whose gates still move passes. 0.4: by default gates
-    close at 0.3 or 0.6, and a model needs some steps to recover from its projection."""
+    on, if its structure is fixed by then and it is the second at least since; one whose gates still
+    move passes. By default gates close at 0.3, 0.4 or 0.6: those of docs/results/stopping.md."""
     keep: float = Field(0.5, gt=0, lt=1)
     """Part of all that have been at a rung which goes on, rounded up, by non-dominated rank and
     then spread. 0.5: rungs are close together; with the usual 1/4 at each only a sixty-fourth of
@@ -100,12 +100,13 @@ def unreached(
         judged = judged or bool(fixed)
         for rung, after in zip(fixed, [*fixed[1:], 1.0], strict=False):
             end = milestone(after, total)
-            begin = max(milestone(rung, total), gated + 1)
-            first = gated + evaluate_every * math.ceil((begin - gated) / evaluate_every)
-            if first >= end:
+            # by the second one since the structure is fixed its pace is known
+            looks = max(2, math.ceil((milestone(rung, total) - gated) / evaluate_every))
+            if gated + looks * evaluate_every >= end:
                 yield (
                     f"{name} has no validation between step {milestone(rung, total)} (rung "
-                    f"{rung:g}) and step {end}: evaluate_every must be smaller, got "
+                    f"{rung:g}) and step {end} that is the second or a later one since its "
+                    f"structure is fixed (step {gated}): evaluate_every must be smaller, got "
                     f"{evaluate_every}, or the rungs fewer"
                 )
     if methods and not judged:

@@ -25,7 +25,7 @@ class Figures:
     cell: tuple[str, float]
     """Method and density: of each pair a search needs one trial that ends, the best one."""
     loss: float
-    """Validation, smaller is better; infinite if it was not finite."""
+    """What it is compared by (`outlook`), smaller is better; infinite if it was not finite."""
     excess: float
     """How far its size is above the density that was asked for; 0 for whoever met it."""
 

@@ -36,6 +36,9 @@ class Passed:
     place: int
     """From 1."""
     among: int
+    outlook: float | None = None
+    """What it was compared by, smaller is better (`outlook`); None if it was not finite, and in
+    notes of earlier versions, which compared by the validation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

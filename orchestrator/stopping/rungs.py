@@ -15,6 +15,7 @@ from orchestrator.spec_method import MethodSpec
 from orchestrator.spec_stopping import StoppingSpec, fixed_from, milestone
 from orchestrator.stopping.judge import Figures, judge
 from orchestrator.stopping.notes import Note, Notes, Passed
+from orchestrator.stopping.outlook import outlook
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class Rungs:
         self._sign = -1.0 if higher_is_better else 1.0
         self._draws: dict[str, TrialPlan] = {}
         self._seen: dict[float, dict[str, Figures]] = {rung: {} for rung in spec.rungs}
+        self._losses: dict[str, dict[int, float]] = {}
+        """Of each draw that trains: step -> loss, since its structure is fixed."""
 
     @property
     def stopped(self) -> set[str]:
@@ -63,7 +66,9 @@ class Rungs:
         for key, plan in self._draws.items():
             note, record = self._notes.get(key), finished.get(key)
             for passed in note.passed if note else ():
-                self._see(plan, passed.rung, passed.validation, passed.excess)
+                # of a version that compared by the validation itself
+                loss = self._loss(passed.validation) if passed.outlook is None else passed.outlook
+                self._see(plan, passed.rung, loss, passed.excess)
             if record is not None:
                 self._see_curve(plan, record)
 
@@ -82,18 +87,24 @@ class Rungs:
         if plan is None or report.get("phase") not in FIXED or "total_steps" not in report:
             return None
         total, step = int(report["total_steps"]), int(report["step"])
+        losses = self._losses.setdefault(key, {})
+        losses[step] = self._loss(report.get("validation"))
         rung = rung_at(self._spec.rungs, plan.method, total, step)
         if rung is None or step >= total or key in self._seen[rung]:
             return None
-        validation, density = report.get("validation"), report.get("realized_density")
+        loss = outlook(losses, fixed_from(plan.method), total)
+        if loss is None:
+            return None
+        density = report.get("realized_density")
         excess = excess_of(plan.method.density, density, plan.method.budget)
-        mine = self._figures(plan, validation, excess)
+        mine = _figures(plan, loss, excess)
         others = list(self._seen[rung].values())
         verdict = judge(mine, others, self._spec.keep, self._spec.at_least)
         passed = Passed(
             rung=rung,
             step=step,
-            validation=validation,
+            validation=report.get("validation"),
+            outlook=loss if math.isfinite(loss) else None,
             excess=excess,
             density=density,
             **asdict(verdict),
@@ -114,26 +125,29 @@ class Rungs:
         except CampaignError as error:
             logger.warning("%s", error)
 
-    def _see(self, plan: TrialPlan, rung: float, validation: float | None, excess: float) -> None:
+    def _see(self, plan: TrialPlan, rung: float, loss: float, excess: float) -> None:
         if rung in self._seen:
-            self._seen[rung].setdefault(plan.key, self._figures(plan, validation, excess))
+            self._seen[rung].setdefault(plan.key, _figures(plan, loss, excess))
 
     def _see_curve(self, plan: TrialPlan, record: ModelRecord) -> None:
         """What reports would have told of a model that was trained without rungs."""
         total = record.curve[-1].step if record.curve else 0
+        losses: dict[int, float] = {}
         for point in record.curve:
             if point.phase in FIXED and point.validation is not None and point.step < total:
+                losses[point.step] = self._loss(point.validation)
                 rung = rung_at(self._spec.rungs, plan.method, total, point.step)
-                if rung is not None:
-                    self._see(plan, rung, point.validation, record.excess)
+                loss = outlook(losses, fixed_from(plan.method), total)
+                if rung is not None and loss is not None:
+                    self._see(plan, rung, loss, record.excess)
 
-    def _figures(self, plan: TrialPlan, validation: float | None, excess: float) -> Figures:
+    def _loss(self, validation: float | None) -> float:
         known = validation is not None and math.isfinite(validation)
-        return Figures(
-            cell=(plan.method_name, plan.method.density),
-            loss=self._sign * validation if known and validation is not None else math.inf,
-            excess=excess,
-        )
+        return self._sign * validation if known and validation is not None else math.inf
+
+
+def _figures(plan: TrialPlan, loss: float, excess: float) -> Figures:
+    return Figures(cell=(plan.method_name, plan.method.density), loss=loss, excess=excess)
 
 
 def rung_at(rungs: Sequence[float], method: MethodSpec, total: int, step: int) -> float | None:

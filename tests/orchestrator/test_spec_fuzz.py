@@ -79,6 +79,7 @@ def test_every_field_takes_every_value(name: str, tmp_path: Path):
             [
                 "search.trials_per_density=8",
                 "search.stopping={rungs: [0.5]}",
+                "tasks.docs-lm.evaluate_every=100",
                 "method.gated_fraction=0.3",
                 "search.warm_start={campaigns: [before]}",
             ],

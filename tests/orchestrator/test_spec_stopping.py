@@ -26,7 +26,7 @@ def load(folder: Path, text: str = MORE, *overrides: str) -> CampaignSpec:
     ("written", "read"),
     [
         ("null", None),
-        ("{}", StoppingSpec(rungs=[0.4, 0.6, 0.8], keep=0.5, at_least=4)),
+        ("{}", StoppingSpec(rungs=[0.5, 0.75], keep=0.5, at_least=4)),
         (
             "{rungs: [0.25, 0.5], keep: 0.25, at_least: 2}",
             StoppingSpec(rungs=[0.25, 0.5], keep=0.25, at_least=2),
@@ -90,16 +90,22 @@ def test_keys_stay_those_of_a_spec_without_it(tmp_path: Path):
         (
             ["search.stopping={}", "method={kind: adaptive, gated_fraction: 0.9, steps: 400}"],
             "search.stopping.rungs: one rung at least must come after the gates have closed "
-            "(adaptive at step 360), got [0.4, 0.6, 0.8]",
+            "(adaptive at step 360), got [0.5, 0.75]",
         ),
         (
             ["search.stopping={}", "method.steps=100"],
-            "adaptive has no validation between step 40 (rung 0.4) and step 60: evaluate_every "
-            "must be smaller, got 50, or the rungs fewer",
+            "adaptive has no validation between step 50 (rung 0.5) and step 75 that is the second "
+            "or a later one since its structure is fixed (step 40): evaluate_every must be "
+            "smaller, got 50, or the rungs fewer",
         ),
         (
             ["search.stopping={rungs: [0.95]}", "method.steps=200"],
             "no validation between step 190 (rung 0.95) and step 200",
+        ),
+        (
+            # there is one at step 160, but its pace is known by the next one only
+            ["search.stopping={rungs: [0.4, 0.6]}", "tasks.docs-lm.evaluate_every=48"],
+            "between step 160 (rung 0.4) and step 240 that is the second or a later one since",
         ),
     ],
 )
@@ -112,7 +118,7 @@ def test_what_it_refuses(tmp_path: Path, overrides: list[str], message: str):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["method={kind: adaptive, gated_fraction: 0.5, steps: 400}"],
+        ["method={kind: adaptive, gated_fraction: 0.45, steps: 400}"],
         # one of two methods is judged; of the other's steps nothing is known
         ["search.methods={a: {kind: adaptive}, b: {kind: faithful}}"],
         ["search.gated_fraction={uniform: [0.1, 0.9]}", "method.steps=60"],

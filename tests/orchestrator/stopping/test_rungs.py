@@ -63,34 +63,41 @@ def report(step: int, validation: float | None = None, **more: Any) -> dict[str,
     return values if validation is None else values | {"validation": validation}
 
 
+def arrive(rungs: Rungs, key: str, step: int, validation: float, **more: Any) -> Passed | None:
+    """A training whose validations stand where they are."""
+    rungs.arrive(key, report(step - 1, validation, **more))
+    return rungs.arrive(key, report(step, validation, **more))
+
+
 def test_a_draw_that_others_are_ahead_of_stops(layout: Layout):
     a, b, c = draws_of(campaign())
     rungs = rungs_in(layout, [a, b, c])
-    assert rungs.arrive(a.key, report(35, 9.0)) is None, "before the rung"
+    assert rungs.arrive(a.key, report(35, 2.0)) is None, "before the rung"
     assert rungs.arrive(a.key, report(40, 2.0)) is None
     assert rungs.arrive(a.key, report(45, 99.0)) is None, "once per rung"
-    found = rungs.arrive(b.key, report(44, 3.0))
+    rungs.arrive(a.key, report(50, 2.0))
+    found = arrive(rungs, b.key, 44, 3.0)
     assert found is not None
     assert (found.rung, found.step, found.validation) == (0.4, 44, 3.0)
-    assert rungs.arrive(c.key, report(41, 1.0)) is None
+    assert arrive(rungs, c.key, 41, 1.0) is None
     assert rungs.stopped == {b.key}
     # at the next rung a is behind c
-    assert rungs.arrive(c.key, report(80, 1.0)) is None
-    assert rungs.arrive(a.key, report(80, 1.5)) is not None
+    assert arrive(rungs, c.key, 80, 1.0) is None
+    assert arrive(rungs, a.key, 80, 1.5) is not None
     assert rungs.stopped == {a.key, b.key}
 
 
 def test_a_greater_score_is_the_better_one(layout: Layout):
     a, b, _ = draws_of(campaign())
     rungs = rungs_in(layout, [a, b], higher=True)
-    assert rungs.arrive(a.key, report(40, 0.9)) is None
-    assert rungs.arrive(b.key, report(40, 0.8)) is not None
+    assert arrive(rungs, a.key, 40, 0.9) is None
+    assert arrive(rungs, b.key, 40, 0.8) is not None
 
 
 def test_a_validation_that_is_not_finite_is_the_worst(layout: Layout):
     a, b, _ = draws_of(campaign())
     rungs = rungs_in(layout, [a, b])
-    assert rungs.arrive(a.key, report(40, 50.0)) is None
+    assert arrive(rungs, a.key, 40, 50.0) is None
     found = rungs.arrive(b.key, report(40))
     assert found is not None
     assert found.validation is None
@@ -100,8 +107,8 @@ def test_a_validation_that_is_not_finite_is_the_worst(layout: Layout):
 def test_nobody_is_judged_while_gates_move(layout: Layout, phase: str):
     a, b, _ = draws_of(campaign())
     rungs = rungs_in(layout, [a, b])
-    assert rungs.arrive(a.key, report(40, 1.0)) is None
-    assert rungs.arrive(b.key, report(40, 9.0, phase=phase)) is None
+    assert arrive(rungs, a.key, 40, 1.0) is None
+    assert arrive(rungs, b.key, 40, 9.0, phase=phase) is None
     assert rungs.note(a.key).passed
     assert [note.key for note in Notes(layout, "lm")] == [a.key]
 
@@ -110,13 +117,13 @@ def test_others_than_draws_and_the_last_step_are_never_judged(layout: Layout):
     spec = campaign(repeats=2)
     a, b, _ = draws_of(spec)
     rungs = rungs_in(layout, [a])
-    assert rungs.arrive(a.key, report(40, 1.0)) is None
-    assert rungs.arrive(b.key, report(40, 9.0)) is None
-    assert rungs.arrive("dense", report(40, 9.0)) is None
+    assert arrive(rungs, a.key, 40, 1.0) is None
+    assert arrive(rungs, b.key, 40, 9.0) is None
+    assert arrive(rungs, "dense", 40, 9.0) is None
     assert not rungs.judges(b.key)
     rungs = rungs_in(layout, [a, b])
-    assert rungs.arrive(a.key, report(100, 9.0)) is None
-    assert rungs.arrive(b.key, report(100, 99.0)) is None
+    assert arrive(rungs, a.key, 100, 9.0) is None
+    assert arrive(rungs, b.key, 100, 99.0) is None
 
 
 @pytest.mark.parametrize(
@@ -146,8 +153,8 @@ def test_a_rung_is_reached_from_its_step_on(
 def test_a_size_that_was_missed_is_part_of_what_is_compared(layout: Layout):
     a, b, _ = draws_of(campaign())
     rungs = rungs_in(layout, [a, b])
-    assert rungs.arrive(a.key, report(40, 3.0, realized_density=0.4995)) is None
-    found = rungs.arrive(b.key, report(40, 1.0, realized_density=0.62))
+    assert arrive(rungs, a.key, 40, 3.0, realized_density=0.4995) is None
+    found = arrive(rungs, b.key, 40, 1.0, realized_density=0.62)
     assert found is not None
     assert found.excess == pytest.approx(0.12)
     assert found.density == 0.62
@@ -156,8 +163,8 @@ def test_a_size_that_was_missed_is_part_of_what_is_compared(layout: Layout):
 def test_what_was_decided_outlives_the_driver(layout: Layout):
     a, b, c = draws_of(campaign())
     rungs = rungs_in(layout, [a, b, c])
-    rungs.arrive(a.key, report(40, 2.0))
-    rungs.arrive(b.key, report(40, 3.0))
+    arrive(rungs, a.key, 40, 2.0)
+    arrive(rungs, b.key, 40, 3.0)
     rungs.ended(b.key, 52, recorded=True)
     again = rungs_in(layout, [a, b, c])
     assert again.stopped == {b.key}
@@ -166,22 +173,28 @@ def test_what_was_decided_outlives_the_driver(layout: Layout):
     assert note.stopped is not None
     assert "place 2 of 2" in note.stopped.reason
     # what a trial that is gone had at the rung still counts
-    assert again.arrive(c.key, report(40, 2.5)) is None
+    assert arrive(again, c.key, 40, 2.5) is None
     assert again.note(c.key).passed[0].among == 3
     # a trial that goes on from an earlier state is not judged again
-    assert again.arrive(a.key, report(41, 99.0)) is None
+    assert arrive(again, a.key, 41, 99.0) is None
     assert len(again.note(a.key).passed) == 1
 
 
 def test_a_trial_that_the_spec_no_longer_draws_does_not_count(layout: Layout):
     a, b, _ = draws_of(campaign())
-    rungs_in(layout, [a, b]).arrive(a.key, report(40, 2.0))
-    assert rungs_in(layout, [b]).arrive(b.key, report(40, 3.0)) is None
+    arrive(rungs_in(layout, [a, b]), a.key, 40, 2.0)
+    assert arrive(rungs_in(layout, [b]), b.key, 40, 3.0) is None
 
 
 def test_models_that_were_trained_without_rungs_count(layout: Layout):
     a, b, _ = draws_of(campaign())
-    points = [(20, "hold", 1.0), (40, "finetune", 2.0), (45, "finetune", 1.0), (100, "finetune", 1)]
+    points = [
+        (20, "hold", 1.0),
+        (35, "finetune", 2.0),
+        (40, "finetune", 2.0),
+        (45, "finetune", 1.0),
+        (100, "finetune", 1.0),
+    ]
     curve = [
         CurvePoint(step=step, phase=phase, seconds=1.0, validation=value)
         for step, phase, value in points
@@ -190,9 +203,9 @@ def test_models_that_were_trained_without_rungs_count(layout: Layout):
     record = replace(record, densities=None)
     rungs = rungs_in(layout, [a, b], **{a.key: record})
     # 2.0 at step 40 is what stands at the rung, not what came later
-    assert rungs.arrive(b.key, report(40, 1.9)) is None
+    assert arrive(rungs, b.key, 40, 1.9) is None
     rungs = rungs_in(Layout(layout.storage, "another"), [a, b], **{a.key: record})
-    assert rungs.arrive(b.key, report(40, 2.1)) is not None
+    assert arrive(rungs, b.key, 40, 2.1) is not None
 
 
 def test_nobody_is_stopped_by_what_cannot_be_written(
@@ -200,9 +213,9 @@ def test_nobody_is_stopped_by_what_cannot_be_written(
 ):
     a, b, _ = draws_of(campaign())
     rungs = rungs_in(layout, [a, b])
-    rungs.arrive(a.key, report(40, 2.0))
+    arrive(rungs, a.key, 40, 2.0)
     (layout.stopping / f"{b.key}.json.partial").mkdir()
-    assert rungs.arrive(b.key, report(40, 3.0)) is None
+    assert arrive(rungs, b.key, 40, 3.0) is None
     assert "is not judged at rung 0.4" in caplog.text
     assert rungs.stopped == set()
     (layout.stopping / f"{b.key}.json.partial").rmdir()
@@ -219,7 +232,7 @@ def test_a_damaged_note_is_told_of(layout: Layout, left: str):
 
 def test_what_a_killed_process_was_writing_is_passed_over(layout: Layout):
     a, b, _ = draws_of(campaign())
-    rungs_in(layout, [a, b]).arrive(a.key, report(40, 2.0))
+    arrive(rungs_in(layout, [a, b]), a.key, 40, 2.0)
     (layout.stopping / "half.json.partial").write_text('{"key"')
     (note,) = read_notes(layout)
     assert note.key == a.key
