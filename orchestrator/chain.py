@@ -60,12 +60,12 @@ def link(
 def _course(job: Job, ladder: Ladder) -> tuple[Adaptive, Parts]:
     """The method and the steps of a chain's model."""
     assert ladder.rung is not None
-    before, descent = ladder.part(ladder.rung)
-    gated, recovery = link_steps(job.method_spec, ladder.rung, descent, ladder.branch_steps)
+    before, steps = ladder.part(ladder.rung)
+    gated, recovery = link_steps(job.method_spec, steps)
     method = make_method(job.method_spec)
     assert isinstance(method, Adaptive)
     parts = Parts(
-        begin=before + ladder.rung * ladder.branch_steps,
+        begin=before,
         gated=gated,
         recovery=recovery,
         warmup_fraction=0.05,  # as a training of its own

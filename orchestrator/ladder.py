@@ -37,8 +37,9 @@ class Ladder:
     densities: list[float]
     """From high to low."""
     rungs: list[int]
-    """Step of the trunk at which each of them is reached."""
+    """Step of the trunk at which each of them is reached; in a chain the last one of its model."""
     branch_steps: int
+    """Beyond the trunk; a chain has none."""
     starts: str
     """Place of the trunk's states at the rungs."""
     rung: int | None = None
@@ -53,11 +54,11 @@ class Ladder:
         """Of the job's training, with the part of others that it continues."""
         if self.rung is None:
             return self.rungs[-1]
-        others = self.rung * self.branch_steps if self.chain else 0
-        return others + self.rungs[self.rung] + self.branch_steps
+        return self.rungs[self.rung] + self.branch_steps
 
     def part(self, rung: int) -> tuple[int, int]:
-        """Step of the trunk at which the descent to a rung begins, and how many it takes."""
+        """Step of the trunk, or the chain, at which the descent to a rung begins, and how many it
+        takes."""
         begin = self.rungs[rung - 1] if rung else 0
         return begin, self.rungs[rung] - begin
 
@@ -65,39 +66,42 @@ class Ladder:
 def plan_steps(
     ladder: LadderSpec, method: MethodSpec, densities: Sequence[float]
 ) -> tuple[list[int], int]:
-    """Steps of the trunk at which it reaches each density, and those of a branch.
-
-    To halve a density takes the same number of steps anywhere below the first.
+    """Steps of the trunk at which it reaches each density, and those of a branch; of a chain, which
+    has no branches, those that its models have behind them.
 
     Args:
         ladder: Parts of the method's steps.
         method: Its steps.
         densities: From high to low.
     """
-    falls = [math.log(a / b) for a, b in pairwise(densities)]
-    below = ladder.descent * method.steps * len(falls)
-    rungs = [max(1, round(ladder.first * method.steps))]
+    first, descent, recovery = ladder.parts
+    weights = _weights(ladder, densities)
+    below = descent * method.steps * len(weights)
+    rungs = [max(1, round(first * method.steps))]
     done = 0.0
-    for fall in falls:
-        done += below * fall / sum(falls)
+    for weight in weights:
+        done += below * weight / sum(weights)
         rungs.append(max(rungs[-1] + 1, round(rungs[0] + done)))
-    return rungs, max(1, round(ladder.recovery * method.steps))
+    return rungs, max(1, round(recovery * method.steps)) if recovery else 0
 
 
-def link_steps(method: MethodSpec, rung: int, descent: int, branch_steps: int) -> tuple[int, int]:
-    """Steps of a chain's model with gates, in the last of which they harden, and without.
+def _weights(ladder: LadderSpec, densities: Sequence[float]) -> list[float]:
+    """How long the way to each density but the first is to be."""
+    if ladder.by == "trunk":
+        # to halve a density takes the same number of steps anywhere
+        return [math.log(a / b) for a, b in pairwise(densities)]
+    # the front counts a model's loss as far as the next larger one is away
+    return [a - b for a, b in pairwise(densities)]
 
-    The first is trained as one of its own with as many steps would be.
+
+def link_steps(method: MethodSpec, steps: int) -> tuple[int, int]:
+    """Steps of a chain's model with gates and without, divided as in a training of its own.
 
     Args:
         method: Of the ladder.
-        rung: Of the model.
-        descent: Steps from the density above, or from dense.
-        branch_steps: Those that the model has at its density.
+        steps: Of the model.
     """
-    if rung:
-        return descent, branch_steps
-    own = method.model_copy(update={"steps": descent + branch_steps})
+    own = method.model_copy(update={"steps": steps})
     return own.gated_steps, own.finetune_steps
 
 

@@ -16,19 +16,31 @@ class LadderSpec(Block):
 
     by: Literal["trunk", "chain"] = "trunk"
     """`trunk`: branches leave one gated training. `chain`: each density goes on from the finished
-    model of the density above, its factors multiplied out; the first is a training of its own."""
-    first: float = Field(0.5, gt=0, le=100)
-    """Steps with gates down to the highest density, as a part of `method.steps`. In a chain gates
-    have `method.gated_fraction` of these and `recovery`."""
-    descent: float = Field(0.15, gt=0, le=100)
-    """Steps with gates from one density to the next, on average over them, likewise."""
-    recovery: float = Field(0.25, gt=0, le=100)
-    """Steps of each branch, likewise: gates harden for a quarter of them (1 -
-    `method.anneal_fraction`), the projected model trains in the others. In a chain gates harden
-    in the steps before, and the projected model has all of these."""
+    model of the density above, its factors multiplied out; every model has a training of its
+    own, but for where it begins."""
+    first: float | None = Field(None, gt=0, le=100)
+    """Steps with gates down to the highest density, as a part of `method.steps`: 0.5. In a chain
+    all steps of the first model: 1."""
+    descent: float | None = Field(None, gt=0, le=100)
+    """Steps with gates from one density to the next, on average over them, likewise: 0.15. In a
+    chain all steps of a further model: 0.375."""
+    recovery: float | None = Field(None, gt=0, le=100)
+    """Steps of each branch, likewise: 0.25. Gates harden for a quarter of them (1 -
+    `method.anneal_fraction`), the projected model trains in the others. A chain has no branches."""
     run: Literal["together", "apart"] = "together"
     """`together`: the branches follow the trunk in its own trial. `apart`: each is a trial of its
     own once the trunk is through, which takes less time where a cluster has room for several."""
+
+    @property
+    def parts(self) -> tuple[float, float, float]:
+        """First, descent and recovery, as parts of a training's steps. Five densities cost 2.35 or
+        2.5 trainings: within 2.5 a chain's first model can have a whole one."""
+        usual = (0.5, 0.15, 0.25) if self.by == "trunk" else (1.0, 0.375, 0.0)
+        given = (self.first, self.descent, self.recovery)
+        first, descent, recovery = (
+            each if value is None else value for each, value in zip(usual, given, strict=True)
+        )
+        return first, descent, recovery
 
 
 def without_truth(block: Any) -> Any:
@@ -56,6 +68,9 @@ def ladder_errors(
     if ladder.by == "chain" and ladder.run == "apart":
         message = "must be together in a chain, where each model waits for another, got apart"
         errors.append(rule(("ladder", "run"), message))
+    if ladder.by == "chain" and ladder.recovery is not None:
+        message = "is that of branches: a chain has none and takes descent alone, got"
+        errors.append(rule(("ladder", "recovery"), f"{message} {ladder.recovery:g}"))
     for name, value in others.items():
         if value is not None:
             message = f"a ladder goes through all of search.density as a whole, got {value}"

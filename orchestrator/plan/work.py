@@ -172,7 +172,7 @@ def _parts(plan: TrialPlan, search: SearchSpec) -> tuple[int, int]:
     rung = search.descending.index(method.density)
     own = rungs[rung] - (rungs[rung - 1] if rung else 0)
     if search.ladder.by == "chain":
-        return link_steps(method, rung, own, branch_steps)
+        return link_steps(method, own)
     return own, branch_steps
 
 

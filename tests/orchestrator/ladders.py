@@ -18,6 +18,7 @@ from tests.orchestrator.small import make_job, method, train_to
 
 DENSITIES = [0.6, 0.4, 0.25]
 SPEC = LadderSpec(first=0.5, descent=0.5, recovery=0.5)
+CHAIN = LadderSpec(by="chain", first=1, descent=1)
 STEPS = 24
 """Of a method: the trunk has 36, each branch 12 of which 3 harden."""
 
@@ -62,8 +63,10 @@ def chain_jobs(
     made = []
     for rung, job in enumerate(branches):
         assert job.ladder is not None
+        rungs, branch_steps = plan_steps(CHAIN, job.method_spec, DENSITIES)
         above = str(models / f"branch{rung - 1}") if rung else None
-        made.append(replace(job, ladder=job.ladder | {"chain": True, "parent": above}))
+        own = {"rungs": rungs, "branch_steps": branch_steps, "chain": True, "parent": above}
+        made.append(replace(job, ladder=job.ladder | own))
     return made
 
 

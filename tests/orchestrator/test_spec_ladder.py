@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import SpecError
+from orchestrator.ladder import plan_steps
 from orchestrator.method_search import TrialPlan
 from orchestrator.search import expected_trials, plan_trials
 from orchestrator.spec import CampaignSpec
 from orchestrator.spec_io import dump_spec, load_spec
 from orchestrator.spec_ladder import LadderSpec
+from orchestrator.spec_method import MethodSpec
 from tests.orchestrator.spec_texts import VALID, write_spec
 
 LADDER = VALID + "  ladder: true\n"
@@ -72,6 +74,11 @@ def test_ways_to_write_it(tmp_path: Path, written: str, read: LadderSpec | None)
             "search.ladder={by: chain, run: apart}",
             "search.ladder.run: must be together in a chain, where each model waits for another",
         ),
+        (
+            "search.ladder={by: chain, recovery: 0.3}",
+            "search.ladder.recovery: is that of branches: a chain has none and takes descent "
+            "alone, got 0.3",
+        ),
     ],
 )
 def test_what_it_refuses(tmp_path: Path, override: str, message: str):
@@ -105,6 +112,21 @@ def test_methods_that_it_refuses(tmp_path: Path, block: str, message: str):
     with pytest.raises(SpecError) as error:
         load(tmp_path, VALID + f"  ladder: {by}\n" + block)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("block", "rungs", "branch"),
+    [
+        # to halve a density takes as many steps anywhere
+        ({}, [50, 65, 80], 25),
+        ({"first": 0.3, "descent": 0.5, "recovery": 0.1}, [30, 80, 130], 10),
+        ({"by": "chain"}, [100, 150, 175], 0),
+        ({"by": "chain", "first": 0.5, "descent": 0.75}, [50, 150, 200], 0),
+    ],
+)
+def test_steps_of_a_ladder(block: dict[str, Any], rungs: list[int], branch: int):
+    method = MethodSpec(kind="adaptive", steps=100)
+    assert plan_steps(LadderSpec(**block), method, [0.4, 0.2, 0.1]) == (rungs, branch)
 
 
 def test_a_chain_reads_the_gated_fraction(tmp_path: Path):

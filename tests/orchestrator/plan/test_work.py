@@ -169,3 +169,18 @@ def test_what_a_ladder_shares_is_counted_once():
     )
     assert sum(trial.steps["gated"] for trial in work.trials) == rungs[-1]
     assert {trial.steps["finetune"] for trial in work.trials} == {branch}
+
+
+def test_the_models_of_a_chain_are_divided_as_those_of_their_own():
+    ladder = {"by": "chain", "descent": 0.5}
+    spec = campaign(
+        method={"kind": "adaptive", "steps": 100},
+        search={"density": [0.5, 0.2, 0.1], "ladder": ladder},
+    )
+    steps = [trial.steps for trial in task_work(spec, spec.tasks[0]).trials]
+    # three quarters of the way to the last density lie before the second
+    assert steps == [
+        {"gated": 40, "finetune": 60},
+        {"gated": 30, "finetune": 45},
+        {"gated": 10, "finetune": 15},
+    ]
