@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from orchestrator.bucket.mirror import Mirror
+from orchestrator.bucket.folder import Mirror
 from orchestrator.bucket.places import FOLDER, opened
 from orchestrator.draws import DRAWS
 from orchestrator.earlier import EARLIER

@@ -15,12 +15,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lowrank.export import sha256_of
+from orchestrator.bucket.folder import Mirror
 from orchestrator.bucket.objects import WAIT_S, DamagedError, Objects
 from orchestrator.bucket.seal import GROWING, SEAL, has_sizes, mark_of, read_seal, seal_of
 from orchestrator.errors import storage_error
@@ -31,61 +32,6 @@ SIDE_BY_SIDE = 16
 SMALL = ("spec.yaml", "result.json", "ray-job.json", "draws.json", "warm-start.json")
 """Files in a campaign's folder that whoever goes on with it needs before it begins."""
 LOCKS = ".locks"
-
-
-class Mirror:
-    """Of storage that is a folder: all see the same files, and nothing has to be done."""
-
-    is_bucket = False
-
-    def place(self, path: Path) -> str:
-        """What other machines call a path: itself."""
-        return str(path)
-
-    def prove(self, root: Path) -> None:
-        """Make sure that something can be written and removed."""
-
-    def pull(self, root: Path) -> None:
-        """Bring a campaign's small files here, in place of older ones."""
-
-    def push_folder(self, folder: Path, source: Path | None = None) -> None:
-        """Send a folder that is whole, or what `source` holds under its name."""
-
-    def fetch_folder(self, folder: Path) -> bool:
-        """Bring a folder here; whether there is one."""
-        return folder.is_dir()
-
-    def fetch_growing(self, folder: Path) -> bool:
-        """Bring no more of a folder than what changes when it is whole; whether it is."""
-        return folder.is_dir()
-
-    def push_file(self, path: Path) -> None:
-        """Send a file as it is here; one that is gone here goes there."""
-
-    def fetch_file(self, path: Path) -> bool:
-        """Bring a file here; whether there is one."""
-        return path.exists()
-
-    def fetch_files(self, folder: Path) -> None:
-        """Bring the files directly in a folder here."""
-
-    def forget(self, folder: Path) -> None:
-        """Remove a folder here and there."""
-        shutil.rmtree(folder, ignore_errors=True)
-
-    def leased(
-        self, root: Path, campaign: str, say: Callable[[str], None]
-    ) -> AbstractContextManager[None]:
-        """Keep drivers on other machines out; a folder's lock does that by itself."""
-        return nullcontext()
-
-    def campaigns(self, root: Path) -> list[str]:
-        """Names of the folders of a storage, sorted: campaigns, and what they share."""
-        return sorted(path.name for path in root.glob("*") if path.is_dir())
-
-    def driver(self, root: Path) -> str | None:
-        """Who holds the lease."""
-        return None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.bucket.mirror import BucketMirror, Mirror, mirror_of
+from orchestrator.bucket.folder import Mirror
+from orchestrator.bucket.mirror import BucketMirror, mirror_of
 from orchestrator.bucket.objects import open_bucket
 from orchestrator.bucket.uri import StorageUri, is_uri, working_folder
 from orchestrator.errors import StorageError

@@ -8,7 +8,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from orchestrator.bucket.mirror import Mirror
+from orchestrator.bucket.folder import Mirror
 from orchestrator.bucket.objects import DamagedError
 from orchestrator.bucket.places import FOLDER
 from orchestrator.data.labelled import LabelledPreparation
