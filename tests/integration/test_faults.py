@@ -150,8 +150,8 @@ def test_each_costs_the_steps_since_the_last_state(tmp_path: Path) -> None:
     one, other = (Layout(tmp_path / "runs", name) for name in ("undisturbed", "disturbed"))
     stood = hung(other.hung("small")) or ""
     # the controller waits for the worker that was stopped; of those that hung, one sleeps, and the
-    # other one waits for it
+    # other one waits for it. Whose clock ends first ends both: the other may not come to its note
     assert stood.startswith("controller starting its workers, worker"), stood
-    assert "worker1 in report" in stood
+    assert "worker1 in report" in stood or "worker0 in all_gather" in stood, stood
     assert hung(one.hung("small")) is None
     assert same_weights(one.model("small"), other.model("small"))
