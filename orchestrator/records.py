@@ -122,9 +122,9 @@ class LadderFacts:
     shared_steps: int
     """Of its training, which models of the densities above are charged with."""
     trunk_steps: int
-    """From there on with gates to this model's density."""
+    """From there on with gates to this model's density; in a chain all steps of the model."""
     branch_steps: int
-    """At its density."""
+    """At its density; 0 in a chain."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

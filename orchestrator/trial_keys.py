@@ -53,11 +53,14 @@ def trunk_key(
 ) -> str:
     """Hash of everything that decides what the branches of a ladder have in common."""
     assert spec.search.ladder is not None
-    # not where the branches run, which changes nothing
-    steps = spec.search.ladder.model_dump(exclude={"run"})
+    # not where the branches run, which changes nothing; a default written down is the default
+    ladder = spec.search.ladder
+    steps = {"by": ladder.by} | dict(
+        zip(("first", "descent", "recovery"), ladder.parts, strict=True)
+    )
     # at whichever density: it is the same trunk
     one = method.model_copy(update={"density": max(spec.search.density)})
-    described = [spec.search.descending, steps, LADDER_CONTRACT[spec.search.ladder.by]]
+    described = [spec.search.descending, steps, LADDER_CONTRACT[ladder.by]]
     return content_hash(
         [trial_key(spec, task, one, data_hash, seed, method_name), "trunk", *described]
     )

@@ -87,8 +87,9 @@ class Rungs:
         if plan is None or report.get("phase") not in FIXED or "total_steps" not in report:
             return None
         total, step = int(report["total_steps"]), int(report["step"])
-        losses = self._losses.setdefault(key, {})
-        losses[step] = self._loss(report.get("validation"))
+        # one that went back to an earlier state has no later losses any more
+        earlier = {s: each for s, each in self._losses.get(key, {}).items() if s < step}
+        losses = self._losses[key] = earlier | {step: self._loss(report.get("validation"))}
         rung = rung_at(self._spec.rungs, plan.method, total, step)
         if rung is None or step >= total or key in self._seen[rung]:
             return None

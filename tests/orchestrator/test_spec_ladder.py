@@ -18,6 +18,8 @@ from orchestrator.spec_method import MethodSpec
 from tests.orchestrator.spec_texts import VALID, write_spec
 
 LADDER = VALID + "  ladder: true\n"
+TRUNK_KEYS = ["4d2a3cd46e0375e2", "983723507b464672"]
+"""Of its models at contracts 1, 3 and 1."""
 
 
 def load(folder: Path, text: str = LADDER, *overrides: str) -> CampaignSpec:
@@ -155,6 +157,11 @@ def test_keys_are_of_what_decides(tmp_path: Path):
     whole = keys()
     assert keys("search.density=[0.3,0.5]") == whole
     assert keys("search.ladder={run: apart}") == whole
+    assert keys("search.ladder={first: 0.5, descent: 0.15, recovery: 0.25}") == whole
+    # as they were when each field had its default written down: finished trunks stay
+    assert whole == TRUNK_KEYS
+    chain = keys("search.ladder={by: chain}")
+    assert keys("search.ladder={by: chain, first: 1, descent: 0.375}") == chain
     for other in (
         "search.ladder={recovery: 0.3}",
         "search.ladder={by: chain}",

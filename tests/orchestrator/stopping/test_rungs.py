@@ -87,6 +87,32 @@ def test_a_draw_that_others_are_ahead_of_stops(layout: Layout):
     assert rungs.stopped == {a.key, b.key}
 
 
+def test_a_draw_that_is_behind_and_falls_fast_goes_on(layout: Layout):
+    a, b, c = draws_of(campaign())
+    rungs = rungs_in(layout, [a, b, c])
+    assert arrive(rungs, a.key, 40, 2.0) is None
+    assert rungs.arrive(b.key, report(35, 2.5)) is None
+    assert rungs.arrive(b.key, report(40, 2.2)) is None
+    # 0.06 a step, for as many steps again as there were since the gates closed at 30
+    (passed,) = rungs.note(b.key).passed
+    assert passed.outlook == pytest.approx(2.2 - 0.06 * 10)
+    # what was decided by stays what others are compared with
+    again = rungs_in(layout, [a, b, c])
+    assert arrive(again, c.key, 40, 2.1) is not None
+
+
+def test_a_training_that_went_back_is_judged_by_what_it_does_now(layout: Layout):
+    a, b, _ = draws_of(campaign())
+    rungs = rungs_in(layout, [a, b])
+    assert arrive(rungs, a.key, 40, 2.0) is None
+    # from 36 to an earlier state: from there it would have fallen fast
+    for step, loss in ((34, 9.0), (36, 20.0), (35, 9.0)):
+        assert rungs.arrive(b.key, report(step, loss)) is None
+    found = rungs.arrive(b.key, report(40, 9.0))
+    assert found is not None
+    assert found.outlook == 9.0
+
+
 def test_a_greater_score_is_the_better_one(layout: Layout):
     a, b, _ = draws_of(campaign())
     rungs = rungs_in(layout, [a, b], higher=True)
