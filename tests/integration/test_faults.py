@@ -56,8 +56,12 @@ def attempt(config):
                     if step == config["die_at"]:
                         os.kill(os.getpid(), signal.SIGKILL)
 
-        note = Path(given["hung"]) / f"worker{ray.train.get_context().get_world_rank()}.txt"
-        with Watchdog(60 * given["hang_minutes"], note) as watchdog:
+        rank = ray.train.get_context().get_world_rank()
+        note = Path(given["hung"]) / f"worker{rank}.txt"
+        # whose clock ends first has its peer ended by Ray, perhaps before that has written its
+        # note: the one that sleeps is to be it
+        limit_s = 60 * given["hang_minutes"] * (1.0 if rank == 1 else 1.5)
+        with Watchdog(limit_s, note) as watchdog:
             run_job(Job(**given["job"]), Mortal(watchdog))
         return {"failure": None}
 
@@ -150,8 +154,8 @@ def test_each_costs_the_steps_since_the_last_state(tmp_path: Path) -> None:
     one, other = (Layout(tmp_path / "runs", name) for name in ("undisturbed", "disturbed"))
     stood = hung(other.hung("small")) or ""
     # the controller waits for the worker that was stopped; of those that hung, one sleeps, and the
-    # other one waits for it. Whose clock ends first ends both: the other may not come to its note
+    # other one waits for it
     assert stood.startswith("controller starting its workers, worker"), stood
-    assert "worker1 in report" in stood or "worker0 in all_gather" in stood, stood
+    assert "worker1 in report" in stood, stood
     assert hung(one.hung("small")) is None
     assert same_weights(one.model("small"), other.model("small"))
