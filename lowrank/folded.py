@@ -77,6 +77,39 @@ def save_folded(model: Any, folder: Path | str, tokenizer: Any = None) -> Path:
     return folder
 
 
+def multiply_out_(dense: nn.Module, small: nn.Module) -> nn.Module:
+    """Give a dense model the weights of a small one of it, and so let it compute the same.
+
+    Products are made in float64 and then take the dtype of their factors. What has two factors in
+    the dense model as well (the tables of an adaptive embedding) gets zeros for the components that
+    are gone.
+
+    Args:
+        dense: Receives them.
+        small: The same model, some of its linear layers and embeddings having two factors.
+
+    Returns:
+        The dense model.
+    """
+    state = small.state_dict()
+    for name, layer in small.named_modules(remove_duplicate=False):
+        if not isinstance(layer, LowRankLinear | LowRankEmbedding):
+            continue
+        up, down = f"{name}.weight", f"{name}.projection"
+        place = dense.get_submodule(name)
+        if isinstance(place, LowRankLinear | LowRankEmbedding):
+            missing = place.rank - layer.rank
+            state[up] = nn.functional.pad(state[up], (0, missing))
+            state[down] = nn.functional.pad(state[down], (0, 0, 0, missing))
+            continue
+        del state[down]
+        weight = _full_weight(layer, 1)
+        assert weight is not None
+        state[up] = weight.t() if is_conv1d(place) else weight
+    dense.load_state_dict(state)
+    return dense
+
+
 def _dense_state(model: nn.Module, dense: nn.Module) -> dict[str, Tensor]:
     """The state that the dense model takes, tensors of small layers in full size."""
     wanted = dict(dense.named_modules(remove_duplicate=False))

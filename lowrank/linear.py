@@ -84,27 +84,6 @@ class LowRankLinear(nn.Linear):
         return f"{self.in_features}, {self.out_features}, rank={self.rank}"
 
 
-def multiply_out_(dense: nn.Module, small: nn.Module) -> nn.Module:
-    """Give a dense model the weights of a small one of it, and so let it compute the same.
-
-    Args:
-        dense: Receives them.
-        small: The same model, some of its linear layers being `LowRankLinear`.
-
-    Returns:
-        The dense model.
-    """
-    state = small.state_dict()
-    for name, layer in small.named_modules():
-        if isinstance(layer, LowRankLinear):
-            del state[f"{name}.projection"]
-            weight = (layer.weight.double() @ layer.projection.double()).to(layer.weight)
-            is_wide = is_conv1d(dense.get_submodule(name))
-            state[f"{name}.weight"] = weight.t() if is_wide else weight
-    dense.load_state_dict(state)
-    return dense
-
-
 class PrunedLinear(PrunedLayer):
     """What stands for a linear layer while it is pruned.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from lowrank.folded import multiply_out_
 from lowrank.hf import load_pretrained
-from lowrank.linear import multiply_out_
 from lowrank.methods import Adaptive
 from orchestrator.bucket.places import borrowed
 from orchestrator.compression import make_pruner

@@ -92,9 +92,6 @@ def misplaced(
     if kinds != "adaptive":
         message = "needs kind 'adaptive', whose gates meet each density on their way"
         yield rule(("ladder",), f"{message}, got {kinds!r}")
-    if ladder.by == "chain" and method.get("embeddings"):
-        message = "by chain multiplies out the factors of linear layers only"
-        yield rule(("ladder",), f"{message}: method.embeddings must be false, got true")
     for fraction in (method.get("gated_fraction"), searched.get("gated_fraction")):
         if fraction is not None and ladder.by == "trunk":
             message = "divides the steps itself, so that method.gated_fraction has no meaning"

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lowrank import Agp, ExportError, FixedRank, HeadsFfn, Pruner, Start
-from lowrank.embedding import LowRankHead
-from lowrank.folded import folded, save_folded
+from lowrank.embedding import LowRankEmbedding, LowRankHead
+from lowrank.folded import folded, multiply_out_, save_folded
 from lowrank.linear import LowRankLinear
 from tests.lowrank import relative_error, tiny_bert, tiny_gpt2
 from tests.lowrank.test_auto import MODELS, compacted, output, ties, tiny_adaptive_decoder
@@ -49,6 +49,34 @@ def test_removed_features_come_back_as_zeros(granularity):
     small = Pruner(tiny_bert(), method, exclude=["*pooler*", "classifier"]).finish().eval()
     dense = folded(small)
     assert relative_error(output(dense), output(small)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "kind", ["gpt2", "gpt2 with embedding", "llama", "bert", "adaptive decoder"]
+)
+def test_a_dense_model_is_given_the_weights_of_a_small_one(kind):
+    """With other weights before; what is dense there is dense after, and ties hold."""
+    small, _ = compacted(kind)
+    dense: Any = MODELS[kind][0]()
+    with torch.no_grad():
+        for parameter in dense.parameters():
+            parameter.add_(1)
+    shapes = {name: parameter.shape for name, parameter in dense.named_parameters()}
+    assert multiply_out_(dense, small) is dense
+    assert relative_error(output(dense), output(small)) < 1e-5
+    assert {name: parameter.shape for name, parameter in dense.named_parameters()} == shapes
+    assert ties(dense) == ties(MODELS[kind][0]())
+
+
+def test_components_that_are_gone_come_back_to_an_adaptive_table_as_zeros():
+    small, _ = compacted("adaptive decoder")
+    dense: Any = multiply_out_(tiny_adaptive_decoder(), small)
+    tables = [m for m in dense.modules() if isinstance(m, LowRankEmbedding)]
+    ranks = [m.rank for m in small.modules() if isinstance(m, LowRankEmbedding)]
+    assert any(rank < table.rank for rank, table in zip(ranks, tables, strict=True))
+    for rank, table in zip(ranks, tables, strict=True):
+        assert not table.weight[:, rank:].any()
+        assert not table.projection[rank:].any()
 
 
 def test_products_are_made_in_float64_and_rounded_once():

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 
+from lowrank.embedding import LowRankEmbedding, LowRankHead
+from lowrank.folded import multiply_out_
 from lowrank.hf import load_pretrained
-from lowrank.linear import LowRankLinear, multiply_out_
+from lowrank.linear import LowRankLinear
 from lowrank.surgery import find_layers
 from orchestrator.export_model import with_densities
 from orchestrator.ladder import Ladder
 from orchestrator.records import ModelRecord
 from tests.orchestrator.ladders import DENSITIES, chain_jobs
-from tests.orchestrator.small import Family, train_to
+from tests.orchestrator.small import Family, make_job, method, train_to
 from tests.orchestrator.test_descent import die_at, same, save_always  # noqa: F401
 
 
@@ -87,3 +89,19 @@ def test_a_small_model_multiplied_out_computes_the_same(lm: Family, chain: Any):
         assert torch.allclose(
             wide(input_ids=tokens).logits, small(input_ids=tokens).logits, atol=1e-4
         )
+
+
+@pytest.mark.slow
+def test_a_chain_with_its_embedding(lm: Family, tmp_path: Path):
+    """The table is one of the matrices, and stays tied to the output projection."""
+    how = method(embeddings=True)
+    dense = train_to(tmp_path / "dense", make_job(lm.task, lm.data, how))
+    jobs = chain_jobs((lm.task, lm.data, dense), tmp_path, tmp_path / "models", embeddings=True)
+    for density, job in zip(DENSITIES, jobs, strict=True):
+        record = train_to(tmp_path / "models" / job.key, job)
+        assert density - 0.06 < with_densities(record, dense).prunable <= density
+    small: Any = load_pretrained(Path(record.export))
+    table = small.get_input_embeddings()
+    assert isinstance(table, LowRankEmbedding)
+    assert isinstance(small.lm_head, LowRankHead)
+    assert small.lm_head.weight is table.weight

@@ -103,16 +103,11 @@ def test_what_it_refuses(tmp_path: Path, override: str, message: str):
             "search.ladder: needs kind 'adaptive', whose gates meet each density on their way, "
             "got 'low-rank'",
         ),
-        (
-            "method: {embeddings: true}\n",
-            "method.embeddings must be false, got true",
-        ),
     ],
 )
 def test_methods_that_it_refuses(tmp_path: Path, block: str, message: str):
-    by = "{by: chain}" if "embeddings" in block else "true"
     with pytest.raises(SpecError) as error:
-        load(tmp_path, VALID + f"  ladder: {by}\n" + block)
+        load(tmp_path, LADDER + block)
     assert message in str(error.value)
 
 
