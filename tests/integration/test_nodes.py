@@ -14,7 +14,7 @@ from orchestrator.snapshot import SnapshotStore
 from tests.integration.conftest import compression, environment, same_weights
 from tests.orchestrator.small import one_core, train_to
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 ON_A_CLUSTER = """
 import json, os, subprocess, sys, threading, time
