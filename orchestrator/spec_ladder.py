@@ -11,31 +11,31 @@ from orchestrator.spec_block import Block, rule
 
 
 class LadderSpec(Block):
-    """One descent through all of `search.density`, with a branch at each that ends as a model,
-    instead of one trial per density. With the defaults n densities cost 0.35 + 0.4 n trials."""
+    """One descent through all of `search.density`, with a finished model at each, instead of one
+    trial per density. With the defaults n densities cost 1 + 0.375 (n - 1) trials in steps."""
 
-    by: Literal["trunk", "chain"] = "trunk"
-    """`trunk`: branches leave one gated training. `chain`: each density goes on from the finished
-    model of the density above, its factors multiplied out; every model has a training of its
-    own, but for where it begins."""
+    by: Literal["chain", "trunk"] = "chain"
+    """`chain`: each density goes on from the finished model of the density above, its factors
+    multiplied out; every model has a training of its own, but for where it begins. `trunk`:
+    branches leave one gated training, and may run side by side."""
     first: float | None = Field(None, gt=0, le=100)
-    """Steps with gates down to the highest density, as a part of `method.steps`: 0.5. In a chain
-    all steps of the first model: 1."""
+    """All steps of a chain's first model, as a part of `method.steps`: 1. With a trunk, its steps
+    down to the highest density: 0.5."""
     descent: float | None = Field(None, gt=0, le=100)
-    """Steps with gates from one density to the next, on average over them, likewise: 0.15. In a
-    chain all steps of a further model: 0.375."""
+    """All steps of a chain's further model, on average over them, likewise: 0.375. With a trunk,
+    its steps from one density to the next: 0.15."""
     recovery: float | None = Field(None, gt=0, le=100)
-    """Steps of each branch, likewise: 0.25. Gates harden for a quarter of them (1 -
+    """Steps of each branch of a trunk, likewise: 0.25. Gates harden for a quarter of them (1 -
     `method.anneal_fraction`), the projected model trains in the others. A chain has no branches."""
     run: Literal["together", "apart"] = "together"
-    """`together`: the branches follow the trunk in its own trial. `apart`: each is a trial of its
-    own once the trunk is through, which takes less time where a cluster has room for several."""
+    """`together`: all of a ladder in one trial. `apart`: each branch is a trial of its own once the
+    trunk is through, which takes less time where a cluster has room for several."""
 
     @property
     def parts(self) -> tuple[float, float, float]:
-        """First, descent and recovery, as parts of a training's steps. Five densities cost 2.35 or
-        2.5 trainings: within 2.5 a chain's first model can have a whole one."""
-        usual = (0.5, 0.15, 0.25) if self.by == "trunk" else (1.0, 0.375, 0.0)
+        """First, descent and recovery, as parts of a training's steps. Five densities cost 2.5
+        trainings, with a whole one for a chain's first model, or 2.35 with a trunk."""
+        usual = (1.0, 0.375, 0.0) if self.by == "chain" else (0.5, 0.15, 0.25)
         given = (self.first, self.descent, self.recovery)
         first, descent, recovery = (
             each if value is None else value for each, value in zip(usual, given, strict=True)
@@ -66,10 +66,13 @@ def ladder_errors(
         message = f"needs two or more values in search.density, got {list(densities)}"
         errors.append(rule(("ladder",), message))
     if ladder.by == "chain" and ladder.run == "apart":
-        message = "must be together in a chain, where each model waits for another, got apart"
+        message = (
+            "must be together in a chain, where each model waits for another, got apart: "
+            "branches of a trunk (by: trunk) can be"
+        )
         errors.append(rule(("ladder", "run"), message))
     if ladder.by == "chain" and ladder.recovery is not None:
-        message = "is that of branches: a chain has none and takes descent alone, got"
+        message = "is that of a trunk's branches (by: trunk): a chain takes descent alone, got"
         errors.append(rule(("ladder", "recovery"), f"{message} {ladder.recovery:g}"))
     for name, value in others.items():
         if value is not None:

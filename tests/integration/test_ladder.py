@@ -20,7 +20,7 @@ LADDER = (
     "--set",
     "method={kind: adaptive, steps: 24}",
     "--set",
-    "search={density: [0.5, 0.3], ladder: {first: 0.5, descent: 0.5, recovery: 0.5}}",
+    "search={density: [0.5, 0.3], ladder: {by: trunk, first: 0.5, descent: 0.5, recovery: 0.5}}",
 )
 
 

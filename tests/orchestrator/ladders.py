@@ -17,8 +17,8 @@ from orchestrator.workers import LocalWorkers
 from tests.orchestrator.small import make_job, method, train_to
 
 DENSITIES = [0.6, 0.4, 0.25]
-SPEC = LadderSpec(first=0.5, descent=0.5, recovery=0.5)
-CHAIN = LadderSpec(by="chain", first=1, descent=1)
+SPEC = LadderSpec(by="trunk", first=0.5, descent=0.5, recovery=0.5)
+CHAIN = LadderSpec(first=1, descent=1)
 STEPS = 24
 """Of a method: the trunk has 36, each branch 12 of which 3 harden."""
 

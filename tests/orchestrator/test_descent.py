@@ -278,16 +278,17 @@ def test_a_start_that_cannot_be_written_is_an_error(parent: Parent, tmp_path: Pa
 
 def test_steps_of_a_ladder():
     how = method(kind="adaptive", steps=800)
-    rungs, branch = plan_steps(LadderSpec(), how, [0.5, 0.35, 0.25, 0.2, 0.1])
+    rungs, branch = plan_steps(LadderSpec(by="trunk"), how, [0.5, 0.35, 0.25, 0.2, 0.1])
     assert branch == 200
     assert rungs[0] == 400
     assert rungs[-1] == 400 + round(4 * 0.15 * 800)
     # as many for each halving: from 0.2 to 0.1 twice as many as from 0.5 to 0.35 and a little
     taken = [b - a for a, b in pairwise(rungs)]
     assert taken[3] / taken[0] == pytest.approx(0.6931 / 0.3567, rel=0.02)
-    assert plan_steps(LadderSpec(), how, [0.3]) == ([400], 200)
+    assert plan_steps(LadderSpec(by="trunk"), how, [0.3]) == ([400], 200)
     # however few there are, each rung is a step of its own
-    few, least = plan_steps(LadderSpec(), method(kind="adaptive", steps=2), [0.5, 0.4, 0.3])
+    short = method(kind="adaptive", steps=2)
+    few, least = plan_steps(LadderSpec(by="trunk"), short, [0.5, 0.4, 0.3])
     assert (few, least) == ([1, 2, 3], 1)
 
 

@@ -16,7 +16,7 @@ from tests.orchestrator.test_training_stage import SPEC, Cluster, Store, train
 
 LADDER = {
     "density": [0.1, 0.5, 0.3],
-    "ladder": True,
+    "ladder": {"by": "trunk"},
     "tune_at": None,
     "trials_per_density": 1,
     "repeats": 1,
@@ -133,7 +133,7 @@ def test_branches_run_apart_when_the_trunk_is_through(
     together = run(cluster, monkeypatch)
     for record in together.trials:
         cluster.layout.record(record.key).unlink()
-    apart = run(cluster, monkeypatch, ladder={"run": "apart"})
+    apart = run(cluster, monkeypatch, ladder={"by": "trunk", "run": "apart"})
     trunks, branches = cluster.rounds
     assert [launch.is_trunk for launch in trunks] == [True]
     assert trunks[0].then == []
@@ -147,13 +147,13 @@ def test_without_its_trunk_a_ladder_has_no_models(
     cluster: Ladders, monkeypatch: pytest.MonkeyPatch, where: str
 ):
     cluster.trunk_fails = True
-    state = run(cluster, monkeypatch, ladder={"run": where})
+    state = run(cluster, monkeypatch, ladder={"by": "trunk", "run": where})
     assert state.trials == []
     assert [failed.key for failed in state.failed] == [plan.key for plan in state.plans]
     assert all("diverged" in failed.reason for failed in state.failed)
     # the next command tries again
     cluster.trunk_fails = False
-    assert len(run(cluster, monkeypatch, ladder={"run": where}).trials) == 3
+    assert len(run(cluster, monkeypatch, ladder={"by": "trunk", "run": where}).trials) == 3
 
 
 def test_a_branch_that_fails_leaves_the_others_and_the_starts(

@@ -18,6 +18,7 @@ from orchestrator.spec_method import MethodSpec
 from tests.orchestrator.spec_texts import VALID, write_spec
 
 LADDER = VALID + "  ladder: true\n"
+TRUNK = VALID + "  ladder: {by: trunk}\n"
 TRUNK_KEYS = ["4d2a3cd46e0375e2", "983723507b464672"]
 """Of its models at contracts 1, 3 and 1."""
 
@@ -35,8 +36,9 @@ def plans(spec: CampaignSpec, **known: Any) -> list[TrialPlan]:
     [
         ("true", LadderSpec()),
         ("{}", LadderSpec()),
-        ("{recovery: 0.4, run: apart}", LadderSpec(recovery=0.4, run="apart")),
-        ("{by: chain}", LadderSpec(by="chain")),
+        ("{by: trunk, recovery: 0.4}", LadderSpec(by="trunk", recovery=0.4)),
+        ("{by: chain}", LadderSpec()),
+        ("{by: trunk, run: apart}", LadderSpec(by="trunk", run="apart")),
         ("false", None),
         ("null", None),
     ],
@@ -69,22 +71,27 @@ def test_ways_to_write_it(tmp_path: Path, written: str, read: LadderSpec | None)
             "meaning, got 0.2",
         ),
         ("search.ladder=3", "search.ladder: must be a block of keys and values, got 3"),
-        ("search.ladder.recovery=0", "search.ladder.recovery: must be > 0 and <= 100, got 0"),
+        (
+            "search.ladder={by: trunk, recovery: 0}",
+            "search.ladder.recovery: must be > 0 and <= 100, got 0",
+        ),
         ("search.ladder.recovery=true", "search.ladder.recovery: must not be true or false"),
         ("search.ladder.recovry=1", "search.ladder.recovry: unknown key; did you mean `recovery`?"),
         (
-            "search.ladder={by: chain, run: apart}",
-            "search.ladder.run: must be together in a chain, where each model waits for another",
+            "search.ladder={run: apart}",
+            "search.ladder.run: must be together in a chain, where each model waits for another, "
+            "got apart: branches of a trunk (by: trunk) can be",
         ),
         (
-            "search.ladder={by: chain, recovery: 0.3}",
-            "search.ladder.recovery: is that of branches: a chain has none and takes descent "
-            "alone, got 0.3",
+            "search.ladder={recovery: 0.3}",
+            "search.ladder.recovery: is that of a trunk's branches (by: trunk): a chain takes "
+            "descent alone, got 0.3",
         ),
     ],
 )
 def test_what_it_refuses(tmp_path: Path, override: str, message: str):
     text = VALID + "  ladder: {}\n" if "ladder." in override else LADDER
+    text = TRUNK if "gated_fraction" in override else text
     with pytest.raises(SpecError) as error:
         load(tmp_path, text, override)
     assert message in str(error.value)
@@ -115,10 +122,10 @@ def test_methods_that_it_refuses(tmp_path: Path, block: str, message: str):
     ("block", "rungs", "branch"),
     [
         # to halve a density takes as many steps anywhere
-        ({}, [50, 65, 80], 25),
-        ({"first": 0.3, "descent": 0.5, "recovery": 0.1}, [30, 80, 130], 10),
-        ({"by": "chain"}, [100, 150, 175], 0),
-        ({"by": "chain", "first": 0.5, "descent": 0.75}, [50, 150, 200], 0),
+        ({"by": "trunk"}, [50, 65, 80], 25),
+        ({"by": "trunk", "first": 0.3, "descent": 0.5, "recovery": 0.1}, [30, 80, 130], 10),
+        ({}, [100, 150, 175], 0),
+        ({"first": 0.5, "descent": 0.75}, [50, 150, 200], 0),
     ],
 )
 def test_steps_of_a_ladder(block: dict[str, Any], rungs: list[int], branch: int):
@@ -128,7 +135,7 @@ def test_steps_of_a_ladder(block: dict[str, Any], rungs: list[int], branch: int)
 
 def test_a_chain_reads_the_gated_fraction(tmp_path: Path):
     """Its first model is one of a training of its own."""
-    spec = load(tmp_path, VALID + "  ladder: {by: chain}\n", "method.gated_fraction=0.2")
+    spec = load(tmp_path, LADDER, "method.gated_fraction=0.2")
     assert spec.method_of(spec.tasks[0]).gated_fraction == 0.2
 
 
@@ -146,19 +153,19 @@ def test_one_draw_is_one_ladder(tmp_path: Path):
 
 
 def test_keys_are_of_what_decides(tmp_path: Path):
-    def keys(*overrides: str, text: str = LADDER) -> list[str]:
+    def keys(*overrides: str, text: str = TRUNK) -> list[str]:
         return [plan.key for plan in plans(load(tmp_path, text, *overrides))]
 
     whole = keys()
     assert keys("search.density=[0.3,0.5]") == whole
-    assert keys("search.ladder={run: apart}") == whole
-    assert keys("search.ladder={first: 0.5, descent: 0.15, recovery: 0.25}") == whole
+    assert keys("search.ladder={by: trunk, run: apart}") == whole
+    assert keys("search.ladder={by: trunk, first: 0.5, descent: 0.15, recovery: 0.25}") == whole
     # as they were when each field had its default written down: finished trunks stay
     assert whole == TRUNK_KEYS
-    chain = keys("search.ladder={by: chain}")
+    chain = keys(text=LADDER)
     assert keys("search.ladder={by: chain, first: 1, descent: 0.375}") == chain
     for other in (
-        "search.ladder={recovery: 0.3}",
+        "search.ladder={by: trunk, recovery: 0.3}",
         "search.ladder={by: chain}",
         "search.density=[0.5,0.3,0.1]",
         "method.steps=900",

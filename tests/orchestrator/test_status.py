@@ -163,7 +163,7 @@ def test_looking_keeps_no_driver_out(standing: Standing):
         thread.join()
 
 
-@pytest.mark.parametrize(("ladder", "trainings"), [(None, 6), (True, 9), ({"by": "chain"}, 6)])
+@pytest.mark.parametrize(("ladder", "trainings"), [(None, 6), ({"by": "trunk"}, 9), (True, 6)])
 def test_trunks_of_ladders_are_trainings_too(ladder: Any, trainings: int):
     search = {"density": [0.5, 0.25], "repeats": 3, "ladder": ladder}
     method = {"kind": "adaptive", "steps": 25}

@@ -160,7 +160,7 @@ def test_a_method_without_gates_has_one_phase():
 def test_what_a_ladder_shares_is_counted_once():
     spec = campaign(
         method={"kind": "adaptive", "steps": 100},
-        search={"density": [0.5, 0.25, 0.1], "ladder": True},
+        search={"density": [0.5, 0.25, 0.1], "ladder": {"by": "trunk"}},
     )
     work = task_work(spec, spec.tasks[0])
     assert spec.search.ladder is not None
@@ -172,7 +172,7 @@ def test_what_a_ladder_shares_is_counted_once():
 
 
 def test_the_models_of_a_chain_are_divided_as_those_of_their_own():
-    ladder = {"by": "chain", "descent": 0.5}
+    ladder = {"descent": 0.5}
     spec = campaign(
         method={"kind": "adaptive", "steps": 100},
         search={"density": [0.5, 0.2, 0.1], "ladder": ladder},
