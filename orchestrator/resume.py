@@ -33,11 +33,14 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 60.0
 """A state is saved at the first validation after so many seconds: a lost worker then costs minutes
 at most, and a training of a minute is not worth a file."""
+BETWEEN_S = 120.0
+"""Validations may be an hour apart: then a state is saved between them, after so many seconds
+without one. Twice `INTERVAL_S`: where validations come often enough they go first."""
 LEAST_APART = 20
 """Times the duration of the last saving: no more than a twentieth of the time is spent on it."""
 LOOK_EVERY_S = 5.0
-"""Between two looks for a notice that a machine will be taken away, or a wish to stop. Ray asks its
-nodes as often; clouds give notice of 30 seconds to two minutes."""
+"""Between two looks for a notice that a machine will be taken away, a wish to stop, or a state that
+is due. Ray asks its nodes as often; clouds give notice of 30 seconds to two minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +170,9 @@ class Keeper:
         self._save_after(INTERVAL_S, training, step)
 
     def look(self, training: Training, step: int) -> None:
-        """Save the training after any step, if a machine is about to be taken away: there may be
-        no validation before that. Cheap at most steps.
+        """Save the training after any step, if a machine is about to be taken away or it is long
+        since it was saved, and tell how far it is: there may be no validation for an hour. Cheap
+        at most steps.
 
         Raises:
             StoppedError: Others are ahead of it.
@@ -176,8 +180,8 @@ class Keeper:
         if self._store is None or not self._looks.due(training.first_step + step):
             return
         self._heed(training, step)
-        if self.workers.ending():
-            self._save_after(0.0, training, step)
+        if self._save_after(0.0 if self.workers.ending() else BETWEEN_S, training, step):
+            training.recorder.tell()
         # the steps of all workers are those of the first
         self._looks.next(self.workers.gather(self._looks.pause())[0])
 
@@ -189,13 +193,15 @@ class Keeper:
             recorder.flush()
             raise StoppedError(asked.rung, asked.reason, done)
 
-    def _save_after(self, seconds: float, training: Training, step: int) -> None:
+    def _save_after(self, seconds: float, training: Training, step: int) -> bool:
         """Unless the last state is younger than that."""
         if self._store is None:
-            return
+            return False
         wait = max(seconds, LEAST_APART * self._saving_took)
-        if self.workers.gather(time.monotonic() - self._saved_at >= wait)[0]:
+        due = bool(self.workers.gather(time.monotonic() - self._saved_at >= wait)[0])
+        if due:
             self._save(self._store, training, step)
+        return due
 
     def _find(self) -> None:
         self._found = self._read()

@@ -23,7 +23,8 @@ with a decay of 0.98, has then seen a fifth of its window."""
 
 @dataclass(kw_only=True)
 class Recorder:
-    """Collects the curve, passes each point on, and reports progress at validations."""
+    """Collects the curve, passes each point on, and reports progress: at validations, and between
+    them when it is told to."""
 
     workers: Workers
     total_steps: int
@@ -36,6 +37,8 @@ class Recorder:
     realized_density: float | None = None
     """As the projection left it, once there was one: part of the reports."""
     _unsent: list[CurvePoint] = field(default_factory=list)
+    _reported: int = 0
+    """Last step that was."""
 
     @property
     def seconds(self) -> float:
@@ -49,13 +52,23 @@ class Recorder:
 
     def report(self, point: CurvePoint) -> None:
         """A point that everyone hears of. Called at the same steps on all workers."""
-        point = self.add(point)
+        self._report(self.add(point))
+
+    def tell(self) -> None:
+        """Of the last point, between two validations, if nobody has heard of it. Called at the same
+        steps on all workers."""
+        if self.curve and self.curve[-1].step != self._reported:
+            self._report(self.curve[-1], between=True)
+
+    def _report(self, point: CurvePoint, **more: Any) -> None:
         self.flush()
+        self._reported = point.step
         progress = {k: getattr(point, k) for k in point.__dataclass_fields__}
         progress["realized_density"] = self.realized_density
         self.workers.report(
             {k: v for k, v in progress.items() if v not in (None, {})}
             | {"total_steps": self.total_steps}
+            | more
         )
 
     def forget(self) -> None:

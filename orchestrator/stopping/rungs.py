@@ -77,14 +77,16 @@ class Rungs:
 
         Args:
             key: Of its model.
-            report: `step`, `total_steps`, `phase`; `validation` if it was finite, and
-                `realized_density` after a projection.
+            report: `step`, `total_steps`, `phase`; `validation` if it was finite,
+                `realized_density` after a projection, `between` if there was no validation.
 
         Returns:
             Where it is to stop; None if it goes on. What is returned has been written down.
         """
         plan = self._draws.get(key)
         if plan is None or report.get("phase") not in FIXED or "total_steps" not in report:
+            return None
+        if report.get("between"):
             return None
         total, step = int(report["total_steps"]), int(report["step"])
         # one that went back to an earlier state has no later losses any more

@@ -38,7 +38,7 @@ def work(given):
     from orchestrator.steps import Steps
     from orchestrator.train_run import worker
 
-    resume.INTERVAL_S = 1e9  # no other state than that of the notice
+    resume.INTERVAL_S = resume.BETWEEN_S = 1e9  # no other state than that of the notice
     take = Steps.take
 
     def logged(steps, step):

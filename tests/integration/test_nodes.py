@@ -44,7 +44,7 @@ def work(config):
     from orchestrator.train_loop import run_job
     from orchestrator.workers import RayWorkers
 
-    resume.INTERVAL_S = 1e9  # no other state than that of the notice
+    resume.INTERVAL_S = resume.BETWEEN_S = 1e9  # no other state than that of the notice
     resume.LOOK_EVERY_S = 1.0
     take, log = Steps.take, Path(config["log"])
     first = not log.exists()

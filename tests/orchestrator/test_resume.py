@@ -226,6 +226,59 @@ def test_a_state_is_worth_a_minute(
     assert not (tmp_path / "snapshots").exists()
 
 
+class Watched(LocalWorkers):
+    """Hears of what is told between validations, and dies of it.
+
+    Args:
+        at: Which of these it dies of, from 1.
+    """
+
+    def __init__(self, at: int) -> None:
+        super().__init__(self._hear)
+        self._at = at
+        self.told: list[dict[str, Any]] = []
+
+    def _hear(self, progress: dict[str, Any], checkpoint: Path | None) -> None:
+        if progress.get("between"):
+            self.told.append(progress)
+            if len(self.told) == self._at:
+                raise Stopped
+
+
+@pytest.mark.parametrize("kind", ["dense", "adaptive", "low-rank"])
+def test_validations_far_apart_cost_no_more_than_minutes(
+    kind: str, parents: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A state is saved between them as well, and how far it is gets told, each point once."""
+    monkeypatch.setattr(resume, "INTERVAL_S", 1e9)
+    monkeypatch.setattr(resume, "BETWEEN_S", 0.0)
+    monkeypatch.setattr(resume, "LOOK_EVERY_S", 0.0)
+    job = job_of(parents["lm"], kind)
+    straight = train_to(tmp_path / "straight", job)
+    validations = {point.step for point in straight.curve if point.validation is not None}
+    for at in (1, 7):
+        snapshots = tmp_path / f"snapshots{at}"
+        again = replace(job, snapshots=str(snapshots))
+        workers = Watched(at)
+        with pytest.raises(Stopped):
+            run_job(again, workers)
+        steps = [progress["step"] for progress in workers.told]
+        assert steps == sorted(set(steps) - validations)
+        assert all(progress["train_loss"] and progress["total_steps"] for progress in workers.told)
+        assert max(SnapshotStore(snapshots).steps()) == steps[-1]
+        same(train_to(tmp_path / f"resumed{at}", again), straight)
+
+
+def test_a_short_training_is_not_told_of_between_validations(
+    parents: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(resume, "LOOK_EVERY_S", 0.0)
+    job = replace(job_of(parents["lm"], "low-rank"), snapshots=str(tmp_path / "snapshots"))
+    workers = Watched(1)
+    run_job(job, workers)
+    assert workers.told == []
+
+
 class Warned(LocalWorkers):
     """A machine that is given notice, and taken away at the next validation.
 

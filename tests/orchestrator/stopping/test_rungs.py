@@ -113,6 +113,20 @@ def test_a_training_that_went_back_is_judged_by_what_it_does_now(layout: Layout)
     assert found.outlook == 9.0
 
 
+def test_what_is_told_between_validations_judges_nobody(layout: Layout):
+    """It has no loss, and would count as the worst of all."""
+    a, b, _ = draws_of(campaign())
+    rungs = rungs_in(layout, [a, b])
+    assert arrive(rungs, a.key, 40, 2.0) is None
+    assert rungs.arrive(b.key, report(35, 1.9)) is None
+    for step in (40, 41, 42):
+        assert rungs.arrive(b.key, report(step, between=True)) is None
+    assert rungs.arrive(b.key, report(45, 1.8)) is None
+    (passed,) = rungs.note(b.key).passed
+    assert (passed.step, passed.validation) == (45, 1.8)
+    assert passed.outlook == pytest.approx(1.8 - 0.01 * 15)
+
+
 def test_a_greater_score_is_the_better_one(layout: Layout):
     a, b, _ = draws_of(campaign())
     rungs = rungs_in(layout, [a, b], higher=True)
