@@ -12,11 +12,11 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowrank.errors import first_line
 from lowrank.pruner import Pruner
@@ -24,8 +24,7 @@ from orchestrator.errors import CampaignError, StoppedError
 from orchestrator.optimizer_state import optimizer_state, restore_optimizer
 from orchestrator.records import CurvePoint
 from orchestrator.snapshot import Snapshot, SnapshotError, SnapshotStore
-from orchestrator.stretch import Best, Recorder
-from orchestrator.tasks import TrainingTask
+from orchestrator.stretch import Training
 from orchestrator.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -41,22 +40,6 @@ LEAST_APART = 20
 LOOK_EVERY_S = 5.0
 """Between two looks for a notice that a machine will be taken away, a wish to stop, or a state that
 is due. Ray asks its nodes as often; clouds give notice of 30 seconds to two minutes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """The parts of a stretch that change from step to step."""
-
-    phase: str
-    first_step: int
-    """Of the stretch, within its job."""
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    best: Best
-    task: TrainingTask
-    recorder: Recorder
-    losses: list[Tensor] = field(default_factory=list)
-    """Since the last point of the curve, this worker's."""
 
 
 class Keeper:

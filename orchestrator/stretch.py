@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lowrank.pruner import Pruner
@@ -157,3 +158,19 @@ class Best:
         self._state = weights or None
         self._value = math.inf if known["value"] is None else known["value"]
         self._is_last = known["is_last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The parts of a stretch that change from step to step."""
+
+    phase: str
+    first_step: int
+    """Of the stretch, within its job."""
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    best: Best
+    task: TrainingTask
+    recorder: Recorder
+    losses: list[Tensor] = field(default_factory=list)
+    """Since the last point of the curve, this worker's."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from orchestrator.errors import DivergedError
 from orchestrator.records import CurvePoint
-from orchestrator.resume import Keeper, Training
+from orchestrator.resume import Keeper
 from orchestrator.steps import Steps
-from orchestrator.stretch import Best, Recorder, Stretch
+from orchestrator.stretch import Best, Recorder, Stretch, Training
 from orchestrator.tasks import TrainingTask
 from orchestrator.workers import Workers
 
