@@ -14,6 +14,8 @@ TRIAL_CONTRACT = 3
 """The same for trials alone: dense references keep their keys."""
 KIND_CONTRACT = {"flop-agp": 2}
 """The same for trials of one kind of method."""
+DISTILLED_CONTRACT = {"adaptive-decoder": 1}
+"""The same for trials that distill a model of one type."""
 LADDER_CONTRACT = {"trunk": 1, "chain": 2}
 """The same for the models of ladders."""
 
@@ -40,6 +42,8 @@ def trial_key(
     contracts = [TRIAL_CONTRACT]
     if method.kind in KIND_CONTRACT:
         contracts.append(KIND_CONTRACT[method.kind])
+    if method.distill and task.model.type in DISTILLED_CONTRACT:
+        contracts.append(DISTILLED_CONTRACT[task.model.type])
     return content_hash([dense_key(spec, task, data_hash), *described, "trial", *contracts])
 
 

@@ -17,7 +17,8 @@ model without biases. The cluster's own entry in the head is not pruned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -124,12 +125,16 @@ class AdaptiveSoftmax(nn.Module):
         if self.cluster_bias is not None:
             nn.init.zeros_(self.cluster_bias)
 
-    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Mean nats per predicted token; a tail cluster is computed for its own targets only.
+    def needed(self, hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the targets need of the softmax: the head, and each tail for its own targets only.
 
         Args:
             hidden: [n, hidden_size].
             targets: Token ids, [n]; -100 is not predicted.
+
+        Yields:
+            Logits, float32, and the targets among them: of the head [m, entries] for the m places
+            that are predicted, then of every other cluster i [m_i, V_i].
         """
         wanted = targets != IGNORED
         hidden, targets = hidden[wanted], targets[wanted]
@@ -137,12 +142,43 @@ class AdaptiveSoftmax(nn.Module):
         in_head = targets.clone()
         for number, place in enumerate(places):
             in_head[place] = self.edges[1] + number
-        nats = F.cross_entropy(self._head(hidden), in_head, reduction="sum")
+        yield self._head(hidden), in_head
         for number, place in enumerate(places, start=1):
-            logits = self.clusters[number](hidden[place]).float()
-            inside = targets[place] - self.edges[number]
-            nats = nats + F.cross_entropy(logits, inside, reduction="sum")
-        return nats / len(targets)
+            yield self.clusters[number](hidden[place]).float(), targets[place] - self.edges[number]
+
+    def loss(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        teacher: Sequence[Tensor] | None = None,
+        weight: float = 0.0,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Mean nats per predicted token; with a teacher (1 - w) of it + w tau^2 KL(teacher ||
+        student).
+
+        The divergence of a whole vocabulary is that of the head, and that within each tail times
+        the teacher's probability of the tail. For that stands here whether the target is in it: so
+        a tail is computed for its own targets only, and where targets follow the teacher the mean
+        is the divergence. So for tau = 1; else the head and each tail have that temperature.
+
+        Args:
+            hidden: [n, hidden_size].
+            targets: Token ids, [n]; -100 is not predicted.
+            teacher: Its logits, as `needed` gives them for the same targets and clusters.
+            weight: w, of the divergence, in [0, 1].
+            temperature: tau > 0.
+        """
+        found = list(self.needed(hidden, targets))
+        num_targets = len(found[0][1])
+        nats = _total(F.cross_entropy(logits, inside, reduction="sum") for logits, inside in found)
+        if teacher is None:
+            return nats / num_targets
+        apart = _total(
+            _divergence(logits, wanted, temperature)
+            for (logits, _), wanted in zip(found, teacher, strict=True)
+        )
+        return ((1 - weight) * nats + weight * temperature**2 * apart) / num_targets
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the whole vocabulary: [*batch, hidden_size] -> [*batch, tokens],
@@ -197,6 +233,16 @@ class AdaptiveSoftmax(nn.Module):
             entries = F.linear(hidden, self.cluster_weight, self.cluster_bias)
             logits = torch.cat([logits, entries.to(logits.dtype)], -1)
         return logits.float()
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)
+
+
+def _divergence(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """KL(wanted || logits), summed over the rows."""
+    own = F.log_softmax(logits / temperature, -1)
+    return F.kl_div(own, F.log_softmax(wanted / temperature, -1), reduction="sum", log_target=True)
 
 
 def _places(ids: Tensor, edges: Sequence[int]) -> Iterator[Tensor]:

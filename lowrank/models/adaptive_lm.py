@@ -7,6 +7,7 @@ transformers; see `lowrank.models.register`.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -97,6 +98,9 @@ class AdaptiveDecoderForCausalLM(LlamaPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
+        teacher: Sequence[Tensor] | None = None,
+        teacher_weight: float = 0.0,
+        temperature: float = 1.0,
         **options: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Predict the next token at every place.
@@ -114,6 +118,10 @@ class AdaptiveDecoderForCausalLM(LlamaPreTrainedModel, GenerationMixin):
             use_cache: Whether to return keys and values; by default as the config says.
             logits_to_keep: Log-probabilities of the last places only; 0 for all.
             return_dict: False for a tuple.
+            teacher: What `softmax.needed` gives of another model for the same targets; the loss is
+                then that of `AdaptiveSoftmax.loss`.
+            teacher_weight: Of it, in [0, 1].
+            temperature: Of its predictions, > 0.
             options: Handed on to the blocks.
         """
         found = self.model(
@@ -131,7 +139,9 @@ class AdaptiveDecoderForCausalLM(LlamaPreTrainedModel, GenerationMixin):
             targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
         loss = None
         if targets is not None:
-            loss = self.softmax.loss(hidden.flatten(0, 1), targets.flatten())
+            loss = self.softmax.loss(
+                hidden.flatten(0, 1), targets.flatten(), teacher, teacher_weight, temperature
+            )
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lowrank.distillation import soft_loss
 from lowrank.models.adaptive import AdaptiveEmbedding, AdaptiveSoftmax, cluster_dims
 
 WIDTH = 12
@@ -205,3 +206,57 @@ def test_a_cluster_without_components_is_its_biases(bias):
                 assert parameter.grad is not None, name
             else:
                 assert parameter.numel() == 0
+
+
+def needed_of(softmax, states, targets):
+    return [logits for logits, _ in softmax.needed(states, targets)]
+
+
+@every_cut
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_teacher_whose_words_are_the_targets_gives_the_whole_divergence(edges, bias):
+    """Each word once, counted by how probable the teacher finds it: KL over the vocabulary."""
+    (_, student), (_, teacher) = (make(edges, bias=bias, seed=seed) for seed in (0, 5))
+    state, seen = hidden(1), hidden(1, seed=8)
+    tokens = edges[-1]
+    log_probs = dense_log_probs(teacher, seen)[0]
+    divergences = []
+    for token in range(tokens):
+        target = torch.tensor([token])
+        wanted = needed_of(teacher, seen, target)
+        divergences.append(student.loss(state, target, wanted, weight=1.0))
+    found = (log_probs.exp() * torch.stack(divergences)).sum()
+    whole = (log_probs.exp() * (log_probs - dense_log_probs(student, state)[0])).sum()
+    assert found.item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+@every_cut
+def test_weight_and_temperature_are_those_of_plain_distillation(edges):
+    """In one cluster, and in the head, of which the others are entries."""
+    (_, student), (_, teacher) = (make(edges, seed=seed) for seed in (0, 5))
+    states, seen = hidden(), hidden(seed=8)
+    targets = ids(edges[1])  # of the head alone
+    wanted = needed_of(teacher, seen, targets)
+    loss = student.loss(states, targets, wanted, weight=0.3, temperature=2.0)
+    heads = [softmax._head(h) for softmax, h in ((student, states), (teacher, seen))]
+    plain = 0.7 * F.cross_entropy(heads[0], targets) + 0.3 * soft_loss(*heads, 2.0)
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
+
+
+@every_cut
+def test_a_student_that_is_its_teacher_has_no_divergence(edges):
+    _, softmax = make(edges)
+    states, targets = hidden(), ids(edges[-1])
+    targets[3] = -100
+    wanted = needed_of(softmax, states, targets)
+    apart = softmax.loss(states, targets, wanted, weight=1.0, temperature=3.0)
+    assert abs(apart.item()) < 1e-6
+    half = softmax.loss(states, targets, wanted, weight=0.5)
+    assert half.item() == pytest.approx(0.5 * softmax.loss(states, targets).item(), rel=1e-6)
+
+
+def test_of_a_tail_no_more_is_computed_than_its_targets():
+    _, softmax = make((0, 9, 20, 60))
+    targets = torch.tensor([1, 15, -100, 40, 16, 2])
+    shapes = [tuple(logits.shape) for logits in needed_of(softmax, hidden(6), targets)]
+    assert shapes == [(5, 9 + 2), (2, 11), (1, 40)]

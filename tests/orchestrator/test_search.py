@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from orchestrator.method_search import TrialPlan
 from orchestrator.search import expected_trials, plan_trials
 from orchestrator.spec import CampaignSpec
-from orchestrator.trial_keys import KIND_CONTRACT, dense_key, trial_key
+from orchestrator.trial_keys import DISTILLED_CONTRACT, KIND_CONTRACT, dense_key, trial_key
 from tests.orchestrator.small import GPT2, docs_task
 
 TASK = docs_task("lm", steps=10)
@@ -212,6 +212,22 @@ def test_a_changed_kind_of_method_has_new_trials_and_no_other_kind(monkeypatch: 
     assert {old.method_name for old, new in zip(before, after, strict=True) if old != new} == {
         "theirs"
     }
+
+
+def test_only_trials_that_distil_a_clustered_model_have_a_contract_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    words = TASK | {"level": "word", "model": {"type": "adaptive-decoder"}}
+    specs = {
+        "clustered": spec_with(tasks=[words]),
+        "not distilled": spec_with(tasks=[words], method={"distill": 0}),
+        "other": spec_with(),
+    }
+    before = {name: keys_of(spec) for name, spec in specs.items()}
+    monkeypatch.setitem(DISTILLED_CONTRACT, "adaptive-decoder", 99)
+    after = {name: keys_of(spec) for name, spec in specs.items()}
+    assert {name for name in specs if before[name] != after[name]} == {"clustered"}
+    assert before["clustered"][0] == after["clustered"][0], "dense references keep theirs"
 
 
 def test_other_data_are_other_trials():

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from lowrank.counting import num_matrix_parameters
+from lowrank.distillation import Distillation
 from lowrank.hf import load_pretrained
 from orchestrator.compression import _counts, make_pruner
 from orchestrator.data.prepare import prepare_data
@@ -101,6 +102,22 @@ class TestLoss:
         wanted = evaluate(model, plain, LocalWorkers(), "validation")
         assert found == pytest.approx(wanted, rel=1e-5)
         assert "perplexity_word" in found
+
+    @pytest.mark.parametrize("hidden", [0.0, 0.2])
+    def test_of_a_teacher_with_hidden_states(self, words: Family, hidden: float):
+        """One that answers as the model does adds nothing."""
+        task = make_task(words.task, words.data, seed=0)
+        model, other = (build_model(words.task, words.data, seed=seed).eval() for seed in (1, 2))
+        batch = task.batch(0, 0, 1)
+        hard = task.loss(model, batch).item()
+        same = Distillation(teacher=model, weight=0.4, hidden=hidden)
+        assert task.loss(model, batch, same).item() == pytest.approx(0.6 * hard, rel=1e-5)
+        loss = task.loss(model, batch, Distillation(teacher=other, weight=0.4, hidden=hidden))
+        assert loss.item() > 0.6 * hard
+        loss.backward()
+        tables = model.model.embed_tokens.clusters
+        assert all(table.weight.grad is not None for table in tables)
+        assert all(p.grad is None for p in other.parameters())
 
     def test_other_models_have_the_plain_task(self, lm: Family, words: Family):
         assert not takes_targets(ModelSpec(**GPT2))
