@@ -61,7 +61,9 @@ def distilled(
     return loss
 
 
-def soft_loss(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+def soft_loss(
+    logits: Tensor, target: Tensor, temperature: float, reduction: str = "batchmean"
+) -> Tensor:
     """tau^2 KL(teacher || student), mean over predictions (Hinton, Vinyals, Dean 2015, arXiv
     1503.02531, section 2).
 
@@ -69,11 +71,12 @@ def soft_loss(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
         logits: Of the student, [predictions, classes].
         target: Of the teacher, [predictions, classes].
         temperature: tau > 0.
+        reduction: `sum` over predictions, of which there may be none, instead of their mean.
     """
     divergence = F.kl_div(
         F.log_softmax(logits / temperature, -1),
         F.log_softmax(target / temperature, -1),
-        reduction="batchmean",
+        reduction=reduction,
         log_target=True,
     )
     return temperature**2 * divergence

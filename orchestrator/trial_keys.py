@@ -42,7 +42,8 @@ def trial_key(
     contracts = [TRIAL_CONTRACT]
     if method.kind in KIND_CONTRACT:
         contracts.append(KIND_CONTRACT[method.kind])
-    if method.distill and task.model.type in DISTILLED_CONTRACT:
+    distills = method.distill or method.distill_hidden
+    if distills and task.model.type in DISTILLED_CONTRACT:
         contracts.append(DISTILLED_CONTRACT[task.model.type])
     return content_hash([dense_key(spec, task, data_hash), *described, "trial", *contracts])
 

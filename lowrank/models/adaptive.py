@@ -17,14 +17,14 @@ model without biases. The cluster's own entry in the head is not pruned.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lowrank.distillation import soft_loss
 from lowrank.embedding import LowRankEmbedding, LowRankHead
 
 IGNORED = -100
@@ -171,14 +171,13 @@ class AdaptiveSoftmax(nn.Module):
         """
         found = list(self.needed(hidden, targets))
         num_targets = len(found[0][1])
-        nats = _total(F.cross_entropy(logits, inside, reduction="sum") for logits, inside in found)
+        none = found[0][0].new_zeros(())
+        nats = sum((F.cross_entropy(*part, reduction="sum") for part in found), none)
         if teacher is None:
             return nats / num_targets
-        apart = _total(
-            _divergence(logits, wanted, temperature)
-            for (logits, _), wanted in zip(found, teacher, strict=True)
-        )
-        return ((1 - weight) * nats + weight * temperature**2 * apart) / num_targets
+        pairs = zip(found, teacher, strict=True)
+        apart = sum((soft_loss(own, its, temperature, "sum") for (own, _), its in pairs), none)
+        return ((1 - weight) * nats + weight * apart) / num_targets
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the whole vocabulary: [*batch, hidden_size] -> [*batch, tokens],
@@ -233,16 +232,6 @@ class AdaptiveSoftmax(nn.Module):
             entries = F.linear(hidden, self.cluster_weight, self.cluster_bias)
             logits = torch.cat([logits, entries.to(logits.dtype)], -1)
         return logits.float()
-
-
-def _total(parts: Iterable[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, parts)
-
-
-def _divergence(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """KL(wanted || logits), summed over the rows."""
-    own = F.log_softmax(logits / temperature, -1)
-    return F.kl_div(own, F.log_softmax(wanted / temperature, -1), reduction="sum", log_target=True)
 
 
 def _places(ids: Tensor, edges: Sequence[int]) -> Iterator[Tensor]:

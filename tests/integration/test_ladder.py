@@ -16,6 +16,12 @@ from tests.integration.conftest import lowrank, start, wait_for, without_letters
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
+CHAIN = (
+    "--set",
+    "method={kind: adaptive, steps: 24}",
+    "--set",
+    "search={density: [0.5, 0.3], ladder: true}",
+)
 LADDER = (
     "--set",
     "method={kind: adaptive, steps: 24}",
@@ -70,3 +76,28 @@ def test_a_ladder_goes_on_between_two_models(tmp_path: Path) -> None:
     assert "packages trunk: step" in apart.output
     (task,) = CampaignResult.load(layout.result).tasks
     assert [trial.export_sha256 for trial in task.trials] == before
+
+
+def test_a_chain_goes_on_between_two_models(tmp_path: Path) -> None:
+    """`ladder: true`: no trunk, and the second model begins with the first."""
+    spec, storage = write_spec(tmp_path, "chain")
+    without_letters(spec)
+    log = tmp_path / "log.txt"
+    process = start(spec, log, *CHAIN)
+    wait_for("density=0.5: finished", log, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, log.read_text()
+
+    second = lowrank(spec, storage, "run", *CHAIN)
+    assert second.code == 0, second.output
+    assert "packages density=0.5: already finished" in second.output
+    assert "packages density=0.3: finished" in second.output
+    assert "trunk" not in log.read_text() + second.output
+    (task,) = CampaignResult.load(Layout(storage, "chain").result).tasks
+    assert not task.failed
+    for trial, steps in zip(task.trials, (24, 24 + 9), strict=True):
+        assert trial.densities is not None
+        assert trial.densities.prunable <= trial.config["density"]
+        assert trial.curve[-1].step == steps
+    assert task.trials[1].ladder is not None
+    assert task.trials[1].ladder.shared_steps == 24

@@ -220,13 +220,17 @@ def test_only_trials_that_distil_a_clustered_model_have_a_contract_for_it(
     words = TASK | {"level": "word", "model": {"type": "adaptive-decoder"}}
     specs = {
         "clustered": spec_with(tasks=[words]),
+        "hidden states only": spec_with(
+            tasks=[words], method={"distill": 0, "distill_hidden": 0.1}
+        ),
         "not distilled": spec_with(tasks=[words], method={"distill": 0}),
         "other": spec_with(),
     }
     before = {name: keys_of(spec) for name, spec in specs.items()}
     monkeypatch.setitem(DISTILLED_CONTRACT, "adaptive-decoder", 99)
     after = {name: keys_of(spec) for name, spec in specs.items()}
-    assert {name for name in specs if before[name] != after[name]} == {"clustered"}
+    changed = {name for name in specs if before[name] != after[name]}
+    assert changed == {"clustered", "hidden states only"}
     assert before["clustered"][0] == after["clustered"][0], "dense references keep theirs"
 
 

@@ -291,3 +291,24 @@ class TestFreezing:
             recorder,
         )
         assert model.unused.tolist() == [1, 1, 1]
+
+
+def test_a_point_is_told_once_however_often_it_is_asked_for():
+    told: list[dict[str, Any]] = []
+    sent: list[list[CurvePoint]] = []
+    workers = LocalWorkers(lambda progress, checkpoint: told.append(progress))
+    recorder = Recorder(workers=workers, total_steps=9, sink=sent.append)
+    recorder.tell()
+    assert told == [], "there is nothing yet"
+    point = CurvePoint(step=2, phase="dense", seconds=0, train_loss=3.0)
+    recorder.add(point)
+    recorder.tell()
+    recorder.tell()
+    recorder.report(replace(point, step=3, validation=2.0))
+    recorder.tell()
+    assert [(each["step"], each.get("between")) for each in told] == [(2, True), (3, None)]
+    assert [[each.step for each in batch] for batch in sent] == [[2], [3]]
+    # from an earlier state on: there the last point is another one
+    recorder.curve.pop()
+    recorder.tell()
+    assert told[-1]["step"] == 2
